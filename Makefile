@@ -1,0 +1,38 @@
+# Two promises: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+TORCH_INDEX ?=
+RUN := .venv/bin/python
+
+.PHONY: help install demo test test-slow test-browser check format clean
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed ## create .venv and install (TORCH_INDEX=URL picks the index torch comes from)
+
+.venv/.installed: pyproject.toml constraints.txt deployments/install.py
+	$(PYTHON) deployments/install.py --torch-index "$(TORCH_INDEX)"
+
+demo: .venv/.installed ## train, explain, score and compare on a real model; ends in an HTML report
+	$(RUN) -m flows.cli demo
+
+test: .venv/.installed ## the test suite
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: .venv/.installed ## kill-and-resume and packaging tests
+	$(RUN) -m pytest -m slow --ignore tests/browser
+
+test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
+	$(RUN) -m pytest tests/browser
+
+check: .venv/.installed ## formatting, lint, types, import direction
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -c "import sys; from importlinter.cli import lint_imports_command as run; sys.exit(run())"
+
+format: .venv/.installed ## format the sources
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove what installing and running made
+	rm -rf .venv runs build dist *.egg-info

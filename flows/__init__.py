@@ -1,0 +1,1 @@
+"""The DAGs, and the `saeinterp` command that is their front door."""

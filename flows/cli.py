@@ -1,0 +1,247 @@
+"""The `saeinterp` command: the only front door.
+
+Prefect is imported inside commands, after its settings are in the environment: it reads them at import.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+
+import saeinterp
+from saeinterp import config as configs
+from saeinterp.artifacts import ArtifactStore
+from saeinterp.config import load_config
+from saeinterp.errors import ConfigError, SaeinterpError
+
+FLOWS: dict[str, tuple[str, type[BaseModel]]] = {
+    "train-saes": ("flows.train_saes:train_saes", configs.TrainSaesConfig),
+    "explain-features": ("flows.explain_features:explain_features", configs.ExplainFeaturesConfig),
+    "compare-explainers": ("flows.compare_explainers:compare_explainers", configs.CompareExplainersConfig),
+    "compare-models": ("flows.compare_models:compare_models", configs.CompareModelsConfig),
+}
+COMPLETED, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="saeinterp",
+    help="Train TopK sparse autoencoders on a language model, grade, explain, score and compare them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config", "-c", help="YAML file, or preset:NAME for one that ships with the package.", metavar="FILE"
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", help="Override one value, such as training.k=16. May be repeated.", metavar="A.B=VALUE"
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="Artifact folder; default is SAEINTERP_ROOT, else ./runs.", metavar="DIR"),
+]
+
+
+def _version(show: bool) -> None:
+    if show:
+        out.print(saeinterp.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug messages and tracebacks.")] = False,
+) -> None:
+    os.environ.setdefault("SAEINTERP_VERBOSE", "1" if verbose else "")
+
+
+@app.command()
+def demo(
+    root: Root = None,
+    overrides: Overrides = None,
+    full: Annotated[
+        bool | None,
+        typer.Option("--full/--small", help="Corpus size; default is full where the CPU multiplies bfloat16 fast."),
+    ] = None,
+) -> None:
+    """Compare two explainers on a packaged language model: the whole road in a few minutes, offline."""
+    _prepare_environment(root)
+    from saeinterp.subject import fast_bfloat16
+
+    fast = fast_bfloat16()
+    preset = "demo" if (fast if full is None else full) else "demo-small"
+    if preset == "demo-small" and full is None:
+        out.print(
+            "This CPU has no matrix unit for bfloat16 (AMX): the demo takes its smaller corpus (--full overrides)."
+        )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _execute("compare-explainers", f"preset:{preset}", overrides or [], root)
+
+
+@app.command()
+def run(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
+    """Run a flow in this process; artifacts that are already there are not made again."""
+    _execute(flow, config, overrides or [], root)
+
+
+@app.command()
+def plan(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
+    """Show what a run would do: steps, what is already there, bytes, LLM requests, what is missing. Runs nothing."""
+    settings = _config(flow, config, overrides or [])
+    _prepare_environment(root)
+    from flows.plan import print_plan
+
+    _guard(lambda: print_plan(_flow(flow), settings, store=ArtifactStore(), console=out))
+
+
+@app.command()
+def doctor(
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option("--endpoint", help="Also check an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Check this machine: versions, GPU, Prefect server, LLM endpoints, disk; with a remedy for each problem."""
+    _prepare_environment(root)
+    from flows.doctor import examine, print_findings
+
+    problems = print_findings(examine(endpoints=endpoint or [], store=ArtifactStore()), console=out)
+    raise typer.Exit(FAILED if problems else COMPLETED)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that ship with the package."""
+    for path in preset_files():
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        out.print(f"{path.stem:<24} {first}", markup=False)
+
+
+def preset_files() -> list[Path]:
+    """The packaged preset files."""
+    import deployments
+
+    return sorted((Path(deployments.__file__).parent / "presets").glob("*.yaml"))
+
+
+def run_module(flow: Any, model: type[BaseModel]) -> None:
+    """`python -m flows.NAME [--config FILE] [--set A.B=VALUE]`: the same options as `saeinterp run`."""
+    name = next(name for name, (_, known) in FLOWS.items() if known is model)
+
+    def command(config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
+        _execute(name, config, overrides or [], root)
+
+    command.__doc__ = flow.description
+    typer.run(command)
+
+
+def _flow(name: str) -> Any:
+    module, _, attribute = FLOWS[name][0].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _config(flow: str, source: str | None, overrides: list[str]) -> BaseModel:
+    def load() -> BaseModel:
+        if flow not in FLOWS:
+            raise ConfigError("no such flow", field="FLOW", got=flow, expected=", ".join(FLOWS))
+        path: str | Path | None = source
+        if source is not None and source.startswith("preset:"):
+            name = source.removeprefix("preset:")
+            known = {file.stem: file for file in preset_files()}
+            if name not in known:
+                raise ConfigError("no such preset", field="--config", got=name, expected=", ".join(known))
+            path = known[name]
+        return load_config(FLOWS[flow][1], path, overrides)
+
+    try:
+        return load()
+    except ConfigError as error:
+        _complain(error, BAD_USAGE)
+
+
+def _prepare_environment(root: Path | None) -> None:
+    """Settings that must stand before Prefect, torch or transformers are imported; what the user set wins."""
+    if root is not None:
+        os.environ["SAEINTERP_ROOT"] = str(root)
+    base = ArtifactStore().root
+    os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(base / ".prefect"))
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "saeinterp")
+    # Threads that spin while they wait take the cores from the training processes beside them: on two shared
+    # cores a model ran up to six times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not os.environ.get("SAEINTERP_VERBOSE"):
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _execute(name: str, source: str | None, overrides: list[str], root: Path | None) -> NoReturn:
+    settings = _config(name, source, overrides)
+    _prepare_environment(root)
+    # Tracks layers worked on at once; read when the flow's task runner is made.
+    os.environ.setdefault("SAEINTERP_WORKERS", str(settings.launch.parallel))  # type: ignore[attr-defined]
+    logging.captureWarnings(True)
+    from flows.console import leave_on_interrupt, watch
+
+    def work() -> int:
+        with leave_on_interrupt(), watch(err):
+            state = _flow(name)(settings, return_state=True)
+        outcome = state.result(raise_on_failure=False)
+        if isinstance(outcome, SaeinterpError):
+            raise outcome
+        return _close(state, outcome)
+
+    code = _guard(work)
+    raise typer.Exit(code)
+
+
+def _close(state: Any, outcome: Any) -> int:
+    from flows.console import print_ending
+
+    return COMPLETED if print_ending(state, outcome, out=out, err=err) else FAILED
+
+
+def _guard(work: Any) -> Any:
+    try:
+        return work()
+    except SaeinterpError as error:
+        _complain(error, BAD_USAGE if isinstance(error, ConfigError) else FAILED)
+    except KeyboardInterrupt:
+        err.print("Interrupted. Run the same command again: finished steps are kept, unfinished ones resume.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(error: SaeinterpError, code: int) -> NoReturn:
+    if os.environ.get("SAEINTERP_VERBOSE"):
+        err.print_exception()
+    err.print(f"Error: {error}", style="red", markup=False)
+    raise typer.Exit(code) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,78 @@
+"""How every flow ends: the report is written even when layers failed, and the state says which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed, State
+from pydantic import BaseModel
+
+from saeinterp.artifacts import Artifact, Ref
+from saeinterp.report import Failure
+from tasks import steps
+from tasks.publish import publish_report
+from tasks.step import finished
+
+
+class Outcome(BaseModel):
+    """What a flow leaves behind.
+
+    Attributes:
+        report: Folder of the report.
+        failures: One line per failed layer.
+    """
+
+    report: str
+    failures: list[str]
+
+
+def conclude(
+    *,
+    title: str,
+    key: str,
+    config: BaseModel,
+    explainer_comparison: Ref | None = None,
+    model_comparison: Ref | None = None,
+    health: Mapping[str, Sequence[Ref]],
+    saes: Mapping[str, Sequence[Ref]],
+    failures: Sequence[Failure],
+    shortfalls: Sequence[str] = (),
+) -> State[Outcome]:
+    """Write and publish the report, then complete, or fail naming the failed layers.
+
+    Args:
+        shortfalls: What did not fail but falls short of what was asked, such as coverage: the report has the
+            numbers, and the run still ends as completed with failures.
+    """
+    report = finished(
+        steps.render_report.submit(
+            title=title,
+            explainer_comparison=explainer_comparison,
+            model_comparison=model_comparison,
+            health=health,
+            saes=saes,
+            failures=tuple(failures),
+            config=config,
+            label=key,
+        )
+    )
+    if not isinstance(report, Artifact):  # planning: a recipe, nothing to publish
+        return Completed(data=Outcome(report="", failures=[]))
+    publish_report(report, key=key)
+    lines = [f"{item.side} {item.hookpoint}: {item.stage} failed: {item.error}" for item in failures]
+    lines += shortfalls
+    outcome = Outcome(report=str(report.path), failures=lines)
+    logger = get_run_logger()
+    logger.info("Report: %s", report.path / "report.html")
+    if lines:
+        for line in lines:
+            logger.error(line)
+        layers = ", ".join(sorted({f"{item.hookpoint} ({item.side})" for item in failures}))
+        if not failures:
+            return Failed(message=f"Completed with failures: {'; '.join(shortfalls)}", data=outcome)
+        return Failed(
+            message=f"{layers} failed; the report holds the others. Retry this flow run to run only what failed.",
+            data=outcome,
+        )
+    return Completed(message=f"Report: {report.path / 'report.html'}", data=outcome)

@@ -1,0 +1,68 @@
+"""`explain-features`: train, grade, then explain and score latents of every layer with one explainer."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+
+from flows import lanes
+from flows.ending import Outcome, conclude
+from flows.runner import main, runner
+from saeinterp.config import ExplainFeaturesConfig
+from tasks import steps
+from tasks.step import finished, settle
+
+SIDE = "subject"
+
+
+@flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
+def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) -> State[Outcome]:
+    """Explain latents with one explainer and score it against the empty and permuted controls."""
+    subject, corpus = lanes.prepare(config.subject, config.corpus, side=SIDE)
+    pipeline = lanes.Pipeline(config.corpus, config.capture, config.training, config.launch, config.health)
+    lane = lanes.train_and_grade(config.subject, subject, corpus, pipeline, side=SIDE)
+
+    examples = lanes.freeze_examples(lane, corpus, config.capture, config.examples)
+    explanations = lanes.explain(lane, examples, config.explainer)
+    floor = lanes.controls(explanations, ("empty", "permuted"), config.comparison)
+    scores = lanes.score(explanations, examples, config.scorer, title=config.explainer.title)
+    floor_scores = {name: lanes.score(items, examples, config.scorer, title=name) for name, items in floor.items()}
+
+    saes, failures = settle("training", SIDE, lane.saes)
+    health, more = settle("health", SIDE, lane.health)
+    failures += more
+    for stage, items in {"examples": examples, "explaining": explanations}.items():
+        _, more = settle(stage, SIDE, items)
+        failures += more
+    settled, short = {}, []
+    for name, items in {"explainer": scores, **floor_scores}.items():
+        settled[name], more = settle(f"scoring ({name})", SIDE, items)
+        failures += more
+        short += lanes.shortfalls(settled[name], title=name)
+    layers = [h for h in saes if all(h in done for done in settled.values())]
+    comparison = None
+    if layers:
+        # The explainer is paired with no explanation at all: its score means nothing below that.
+        comparison = finished(
+            steps.compare_scores.submit(
+                a=tuple(settled["empty"][h] for h in layers),
+                b=tuple(settled["explainer"][h] for h in layers),
+                controls={"permuted": tuple(settled["permuted"][h] for h in layers)},
+                config=config.comparison,
+                label="against controls",
+            )
+        )
+    return conclude(
+        title="Explained latents",
+        key="explain-features",
+        config=config,
+        explainer_comparison=comparison,
+        health={SIDE: tuple(health.values())},
+        saes={SIDE: tuple(saes.values())},
+        failures=failures,
+        shortfalls=short,
+    )
+
+
+if __name__ == "__main__":
+    main(explain_features, ExplainFeaturesConfig)

@@ -1,0 +1,434 @@
+"""Immutable artifact folders addressed by recipe.
+
+Everything a step makes is a folder `<root>/<kind>/<name>-<recipe8>/` whose `manifest.json` is written
+last; a folder without one is invisible. The surprising choice: a recipe hashes the recipes of its
+inputs, never their bytes, so every recipe of a run is known before anything is computed (`plan` rests
+on it), and equal recipes mean equal folders with or without a scheduler's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from saeinterp.errors import ArtifactError, DamagedArtifactError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+TIMING = "timing.parquet"  # wall times and rows/s: never part of checksums
+FORMAT = 1
+_RECORDED_PACKAGES = (
+    "saeinterp",
+    "torch",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "polars",
+)
+
+
+class Ref(Protocol):
+    """What a recipe needs to know of an input: a `Recipe` not yet built or an `Artifact` that exists."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines an artifact's content.
+
+    Attributes:
+        kind: The folder below the root, such as `sae`.
+        name: Readable part of the folder name, such as `layers.9`.
+        version: The step's own version; raise it whenever the same configuration gives other bytes.
+        config: JSON values that change the result, and only those.
+        inputs: The recipes or artifacts this one is made from, in a fixed order.
+    """
+
+    kind: str
+    name: str
+    version: int
+    config: Mapping[str, Any]
+    inputs: tuple[Ref, ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """Sixteen hex digits of SHA-256 over the canonical JSON of the recipe."""
+        body = {
+            "kind": self.kind,
+            "version": self.version,
+            "config": self.config,
+            "inputs": [[ref.kind, ref.hash] for ref in self.inputs],
+        }
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> str:
+        """The path below the root: `<kind>/<name>-<recipe8>`."""
+        return f"{self.kind}/{self.name}-{self.hash[:8]}"
+
+
+class Artifact(BaseModel):
+    """A small reference to a finished artifact: what tasks pass to each other instead of tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    name: str
+    hash: str
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """`kind/name-recipe8`, as printed in reports."""
+        return f"{self.kind}/{self.name}-{self.hash[:8]}"
+
+    def manifest(self) -> dict[str, Any]:
+        """The artifact's manifest: recipe, versions, inputs, counts, checksums, timings."""
+        return _read_manifest(self.path)
+
+    def counts(self) -> dict[str, Any]:
+        """The counts the step recorded (rows, tokens, latents ...)."""
+        counts: dict[str, Any] = self.manifest()["counts"]
+        return counts
+
+    def file(self, name: str) -> Path:
+        """The path of one payload file; raises `DamagedArtifactError` when it is not there."""
+        path = self.path / name
+        if not path.exists():
+            raise DamagedArtifactError(f"{self.id} lacks {name}", got=str(self.path), next_step=_remedy(self.path))
+        return path
+
+
+@dataclass
+class Workspace:
+    """Where a step writes: `out` becomes the artifact, `work` survives a kill for the step to resume from.
+
+    Attributes:
+        out: An empty folder; what lies in it when the step returns is published.
+        work: A folder of this recipe alone that is kept until the artifact is published (checkpoints).
+    """
+
+    out: Path
+    work: Path
+    counts: dict[str, Any] = field(default_factory=dict)
+
+
+class ArtifactStore:
+    """The artifacts below one root folder.
+
+    Args:
+        root: A folder; default is the environment variable `SAEINTERP_ROOT`, else `./runs`.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or os.environ.get("SAEINTERP_ROOT") or "runs").expanduser().absolute()
+
+    def __repr__(self) -> str:
+        return f"ArtifactStore({str(self.root)!r})"
+
+    def find(self, recipe: Recipe, *, verify: bool = True) -> Artifact | None:
+        """The finished artifact of a recipe, or None.
+
+        Args:
+            verify: Also compare file sizes and checksums with the manifest.
+
+        Raises:
+            DamagedArtifactError: A finished folder exists but does not match its manifest.
+        """
+        path = self.root / recipe.folder
+        if not (path / MANIFEST).exists():
+            return None
+        manifest = _read_manifest(path)
+        if manifest["recipe"] != recipe.hash:
+            raise DamagedArtifactError("manifest belongs to another recipe", got=str(path), next_step=_remedy(path))
+        artifact = Artifact(kind=recipe.kind, name=recipe.name, hash=recipe.hash, path=path)
+        if verify:
+            verify_artifact(artifact)
+        return artifact
+
+    def build(self, recipe: Recipe, write: Callable[[Workspace], None]) -> Artifact:
+        """Return the artifact of `recipe`, making it with `write` when it is not there.
+
+        `write` fills `workspace.out` and may set `workspace.counts`. A damaged artifact is moved aside
+        to `<root>/.damaged` and made again. When two runs race, the first to publish wins and the other
+        adopts its folder.
+
+        Raises:
+            ArtifactError: The root cannot be written.
+        """
+        try:
+            existing = self.find(recipe)
+        except DamagedArtifactError as error:
+            self._set_aside(recipe, error)
+            existing = None
+        if existing is not None:
+            log.info("%s is already there", existing.id)
+            return existing
+        final = self.root / recipe.folder
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            scratch = self.root / ".scratch"
+            scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write to the artifact folder: {error.strerror}",
+                field="SAEINTERP_ROOT",
+                got=str(self.root),
+                expected="a folder this user may write to",
+                next_step="set SAEINTERP_ROOT to another folder or fix its permissions",
+            ) from error
+        self.sweep()
+        with _work_folder(self.root / ".work" / recipe.folder) as work:
+            out = (
+                scratch
+                / f"{recipe.folder.replace('/', '_')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            )
+            out.mkdir()
+            try:
+                started = time.time()
+                space = Workspace(out=out, work=work)
+                # Another run may have published while this one waited for a slot.
+                write(space)
+                _write_manifest(recipe, space, seconds=time.time() - started)
+                artifact = self._publish(recipe, out, final)
+            except OSError as error:
+                if error.errno in (28, 122):  # ENOSPC, EDQUOT
+                    raise ArtifactError(
+                        "the disk is full",
+                        field=recipe.folder,
+                        got=str(self.root),
+                        next_step="free space or set SAEINTERP_ROOT to a larger disk, then run again",
+                    ) from error
+                raise
+            finally:
+                shutil.rmtree(out, ignore_errors=True)
+        return artifact
+
+    def sweep(self) -> int:
+        """Remove scratch folders left by processes of this host that are gone; returns how many."""
+        removed = 0
+        for folder in (self.root / ".scratch").glob("*"):
+            _, _, tail = folder.name.rpartition(f"-{socket.gethostname()}-")
+            pid = tail.split("-")[0]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def _publish(self, recipe: Recipe, out: Path, final: Path) -> Artifact:
+        artifact = Artifact(kind=recipe.kind, name=recipe.name, hash=recipe.hash, path=final)
+        try:
+            os.rename(out, final)
+        except OSError as error:
+            if not (final / MANIFEST).exists():
+                raise ArtifactError(
+                    f"cannot publish: {error.strerror}",
+                    got=str(final),
+                    next_step="remove that folder and run again",
+                ) from error
+            log.info("%s was published by another run; using that one", artifact.id)
+        _fsync_folder(final.parent)
+        return artifact
+
+    def _set_aside(self, recipe: Recipe, error: DamagedArtifactError) -> None:
+        grave = self.root / ".damaged"
+        grave.mkdir(parents=True, exist_ok=True)
+        target = grave / f"{recipe.folder.replace('/', '_')}-{uuid.uuid4().hex[:8]}"
+        os.rename(self.root / recipe.folder, target)
+        log.warning("%s Moved to %s; making it again.", error, target)
+
+
+_VERIFIED: dict[tuple[str, int, int], str] = {}
+
+
+def verify_artifact(artifact: Artifact) -> None:
+    """Compare every payload file with the manifest's sizes and SHA-256 sums.
+
+    A file whose size and modification time were seen before in this process is not read again.
+
+    Raises:
+        DamagedArtifactError: Naming the folder and the first file that differs.
+    """
+    for name, expected in artifact.manifest()["files"].items():
+        path = artifact.path / name
+        problem = None
+        if not path.is_file():
+            problem = f"{name} is missing"
+        elif path.stat().st_size != expected["bytes"]:
+            problem = f"{name} has {path.stat().st_size} bytes, its manifest says {expected['bytes']}"
+        elif _digest(path) != expected["sha256"]:
+            problem = f"{name} does not match its checksum"
+        if problem:
+            raise DamagedArtifactError(
+                f"damaged artifact: {problem}",
+                field=artifact.id,
+                got=str(artifact.path),
+                next_step=_remedy(artifact.path),
+            )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys and a final newline; NaN and infinities are refused."""
+    path.write_text(
+        json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file written by `write_json`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file under a temporary name, flush it to disk, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_manifest(recipe: Recipe, space: Workspace, *, seconds: float) -> None:
+    files = {}
+    for path in sorted(p for p in space.out.rglob("*") if p.is_file() and p.name != TIMING):
+        files[path.relative_to(space.out).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": _digest(path),
+        }
+    if not files:
+        raise AssertionError(f"step {recipe.kind} wrote no files")
+    manifest = {
+        "format": FORMAT,
+        "kind": recipe.kind,
+        "name": recipe.name,
+        "recipe": recipe.hash,
+        "version": recipe.version,
+        "config": recipe.config,
+        "inputs": [{"kind": ref.kind, "name": ref.name, "recipe": ref.hash} for ref in recipe.inputs],
+        "counts": space.counts,
+        "files": files,
+        # Differs between equal runs; nothing above this line may depend on it.
+        "made": {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in _RECORDED_PACKAGES},
+        },
+    }
+    write_atomic(space.out / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedArtifactError("unreadable manifest", got=str(path), next_step=_remedy(path)) from error
+    missing = {"format", "recipe", "files", "counts", "inputs", "made"} - manifest.keys()
+    if missing:
+        raise DamagedArtifactError(f"manifest lacks {sorted(missing)}", got=str(path), next_step=_remedy(path))
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    if key not in _VERIFIED:
+        with path.open("rb") as handle:
+            _VERIFIED[key] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return _VERIFIED[key]
+
+
+def _remedy(path: Path) -> str:
+    return f"remove {path} and run again; it will be rebuilt"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _work_folder(path: Path) -> Iterator[Path]:
+    """A folder that survives a kill, held by at most one process.
+
+    The kernel drops the lock when its holder dies, so nothing can hang on a dead run. A second run of the
+    same recipe that finds it held works in a folder of its own; results are equal either way.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f"{path.name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            private = path.with_name(f"{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            private.mkdir()
+            try:
+                yield private
+            finally:
+                shutil.rmtree(private, ignore_errors=True)
+            return
+        yield path
+        # Reached only when the step succeeded: a failed one keeps what it can resume from.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def dependencies(artifacts: Sequence[Artifact]) -> list[dict[str, str]]:
+    """The direct inputs of the given artifacts, each once, in order of first mention."""
+    seen: dict[str, dict[str, str]] = {}
+    for artifact in artifacts:
+        for item in artifact.manifest()["inputs"]:
+            seen.setdefault(item["recipe"], item)
+    return list(seen.values())

@@ -1,0 +1,31 @@
+/* Start: every section is already in the page as HTML; this adds the table, the drawer and the plots. */
+
+async function start() {
+  if (typeof DecompressionStream === "undefined") {
+    byId("old-browser").hidden = false;
+    return;
+  }
+  const payload = JSON.parse(await inflate("payload"));
+  let table = null;
+  let drawer = null;
+  const everything = () => payload.latents.columns.id.map((_, index) => index);
+  const openDetail = (index, order) => drawer?.open(index, order ?? table?.order() ?? everything());
+  if (payload.latents) {
+    drawer = makeDrawer(payload.latents, payload.details);
+    if (await library("lib-tabulator")) {
+      table = await makeTable(payload.latents, openDetail);
+      drawer.whenClosed((index) => table.focusRow(index));
+    }
+    document.querySelectorAll("[data-latent]").forEach((button) => {
+      button.addEventListener("click", () => openDetail(Number(button.dataset.latent)));
+    });
+    const wanted = decodeURIComponent(location.hash.replace(/^#latent=/, ""));
+    const index = payload.latents.columns.id.indexOf(wanted);
+    if (index >= 0) openDetail(index, everything());
+  }
+  const plots = makePlots(payload.figures, openDetail);
+  table?.onFilter((indices) => plots.filter(indices));
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

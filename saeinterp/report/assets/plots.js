@@ -1,0 +1,70 @@
+/* Plots: figures come finished from Python; here they only take the page's colours and type. */
+
+function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const token = (name) => style.getPropertyValue(name).trim();
+  const axis = { gridcolor: token("--line"), zerolinecolor: token("--line-2"), linecolor: token("--line-2"), tickcolor: token("--line-2") };
+  return {
+    layout: {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: token("--sans"), size: 12, color: token("--ink-2") },
+      hoverlabel: { bgcolor: token("--card"), bordercolor: token("--line-2"), font: { family: token("--sans"), color: token("--ink") } },
+    },
+    axis,
+    line: token("--ink-3"),
+  };
+}
+
+function draw(figure, holder) {
+  const { layout, axis, line } = theme();
+  const merged = { ...figure.layout, ...layout, legend: { ...figure.layout.legend } };
+  for (const name of ["xaxis", "yaxis"]) merged[name] = { ...figure.layout[name], ...axis };
+  merged.shapes = (figure.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: line } }));
+  holder.replaceChildren();
+  return Plotly.react(holder, figure.data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+}
+
+function makePlots(figures, openDetail) {
+  const holders = new Map(figures.map((figure) => [byId(`plot-${figure.id}`), figure]).filter(([holder]) => holder));
+  let active = null;
+  let loading = null;
+  const drawn = new Set();
+
+  async function show(holder) {
+    loading ??= library("lib-plotly");
+    if (!(await loading)) return;
+    const figure = holders.get(holder);
+    await draw(figure, holder);
+    drawn.add(holder);
+    if (figure.linked) {
+      holder.on("plotly_click", (event) => openDetail(event.points[0].customdata));
+      dim(holder, figure);
+    }
+  }
+
+  /* Latents that the table's filters leave out fade in the scatter. */
+  function dim(holder, figure) {
+    if (!active) return;
+    figure.data.forEach((trace, index) => {
+      const points = trace.customdata.map((latent, place) => [latent, place]).filter(([latent]) => active.has(latent)).map(([, place]) => place);
+      Plotly.restyle(holder, { selectedpoints: [points.length === trace.customdata.length ? null : points] }, [index]);
+    });
+  }
+
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      watcher.unobserve(entry.target);
+      show(entry.target);
+    }
+  }, { rootMargin: "600px" });
+  holders.forEach((_figure, holder) => watcher.observe(holder));
+  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder)));
+  return {
+    filter(indices) {
+      active = indices;
+      drawn.forEach((holder) => { if (holders.get(holder).linked) dim(holder, holders.get(holder)); });
+    },
+  };
+}

@@ -1,0 +1,157 @@
+/* The latent table: Tabulator over the payload's columns. Cells show text that Python formatted; sorting and
+   filtering use the raw values beside it. */
+
+function latentRows(columns) {
+  const names = Object.keys(columns);
+  return columns.id.map((_, index) => {
+    const row = { index };
+    for (const name of names) row[name] = columns[name][index];
+    return row;
+  });
+}
+
+async function makeTable(data, openDetail) {
+  const narrow = matchMedia("(max-width: 40rem)").matches;
+  /* "0.684 [0.551, 0.846]": the interval goes below the number. */
+  const shown = (field) => (cell) => {
+    const [text, bounds] = cell.getData()[`${field}_text`].split(/ (?=\[)/);
+    return element("span", {}, text, bounds ? element("span", { class: "ci" }, bounds) : null);
+  };
+  const widest = Math.max(...data.columns.delta.map((value) => Math.abs(value ?? 0))) || 1;
+  const delta = (cell) => {
+    const value = cell.getValue();
+    const text = cell.getData().delta_text;
+    if (value === null) return element("span", {}, text);
+    const share = 50 * Math.abs(value) / widest;
+    const ends = value < 0 ? [50 - share, 50] : [50, 50 - share];
+    const bar = element("i", { "aria-hidden": "true", vars: { "--from": `${ends[0]}%`, "--to": `${ends[1]}%` } });
+    return element("span", { class: value > 0 ? "delta b" : "delta a" }, text, bar);
+  };
+  const plain = (cell) => element("span", {}, cell.getValue() ?? "");
+  const boxed = (cell) => element("div", {}, cell.getValue() ?? "—");
+  const missingLast = (a, b, _x, _y, _column, direction) => {
+    if (a === null && b === null) return 0;
+    if (a === null) return direction === "asc" ? 1 : -1;
+    if (b === null) return direction === "asc" ? -1 : 1;
+    return a - b;
+  };
+  const csv = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
+  const measure = (field, title, extra = {}) => ({
+    field, title, formatter: shown(field), sorter: missingLast, hozAlign: "right", headerHozAlign: "right", width: narrow ? 84 : 110,
+    headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: atLeast, headerSortStartingDir: "desc", ...extra,
+  });
+  const label = (field, title) => ({
+    field, title, formatter: boxed, cssClass: "clamp", headerFilter: "input", headerFilterPlaceholder: "contains",
+    minWidth: narrow ? 240 : 180, widthGrow: 3, responsive: narrow ? 2 : 0, accessorDownload: csv,
+  });
+  const options = (field) => ({ values: ["", ...new Set(data.columns[field])], clearable: true });
+  const columns = [
+    {
+      field: "id", title: "Latent", width: narrow ? 88 : 98, headerFilter: "input", headerFilterPlaceholder: "id",
+      sorter: (_a, _b, x, y) => x.getData().index - y.getData().index,
+      formatter: (cell) => element("button", { class: "link", type: "button", tabindex: "-1" }, cell.getValue()),
+    },
+    {
+      field: "hookpoint", title: "Layer", width: 96, visible: !narrow, formatter: plain, headerFilter: "list", headerFilterParams: options("hookpoint"), headerFilterPlaceholder: "any",
+      headerFilterFunc: "=",
+      sorter: (_a, _b, x, y) => x.getData().index - y.getData().index,
+    },
+    label("label_a", "Label A"),
+    label("label_b", "Label B"),
+    measure("value_a", `${data.metric} A`),
+    measure("value_b", `${data.metric} B`),
+    measure("delta", "B − A", { formatter: delta }),
+    measure("density", "Density", { width: 104, visible: !narrow }),
+    {
+      field: "status", title: "Status", width: 150, responsive: 3, headerFilter: "list", headerFilterParams: options("status"), headerFilterPlaceholder: "any", headerFilterFunc: "=",
+      formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getData().status_text),
+    },
+  ].filter((column) => data.columns[column.field] !== undefined);
+
+  const rows = latentRows(data.columns);
+  let stop = 0; // the one row that Tab reaches
+  const table = new Tabulator(byId("latent-grid"), {
+    data: rows, columns, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
+    responsiveLayout: narrow ? "collapse" : false, columnDefaults: { resizable: false }, downloadRowRange: "active",
+    height: rows.length > 14 ? "38rem" : false,
+    rowFormatter(row) {
+      const node = row.getElement();
+      node.tabIndex = row.getData().index === stop ? 0 : -1;
+      node.dataset.index = row.getData().index;
+    },
+  });
+
+  const order = () => table.getRows("active").map((row) => row.getData().index);
+  const count = byId("latent-count");
+  const listeners = [];
+  const announce = () => {
+    const active = order();
+    count.textContent = `${active.length} of ${rows.length} latents shown`;
+    if (!active.includes(stop) && active.length) setStop(active[0]);
+    listeners.forEach((listener) => listener(new Set(active)));
+  };
+  const built = new Promise((resolve) => table.on("tableBuilt", resolve)).then(() => {
+    /* Tabulator nests a rowgroup in a rowgroup and makes its scroller a tab stop without a role. */
+    const roles = { header: "presentation", tableholder: "rowgroup", table: "presentation" };
+    for (const [part, role] of Object.entries(roles)) byId("latent-grid").querySelector(`.tabulator-${part}`).setAttribute("role", role);
+    announce();
+  });
+  /* A redraw (after a resize, say) takes rows out and puts them back, which would drop the focus. */
+  let held = null;
+  table.on("renderStarted", () => { held = document.activeElement.closest?.("#latent-grid .tabulator-row")?.dataset.index ?? null; });
+  table.on("renderComplete", () => {
+    if (held !== null && document.activeElement === document.body) table.getRow(Number(held))?.getElement().focus({ preventScroll: true });
+  });
+  table.on("dataFiltered", () => requestAnimationFrame(announce));
+  table.on("rowClick", (_event, row) => openDetail(row.getData().index, order()));
+
+  /* Rows answer the keyboard: arrows move, Enter or Space opens. */
+  byId("latent-grid").addEventListener("keydown", (event) => {
+    const node = event.target.closest(".tabulator-row");
+    if (!node || event.target.closest("input, select")) return;
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      openDetail(Number(node.dataset.index), order());
+    } else if (step) {
+      event.preventDefault();
+      const active = order();
+      const next = active[active.indexOf(Number(node.dataset.index)) + step];
+      if (next === undefined) return;
+      if (table.getRow(next).getElement().isConnected) focusRow(next);
+      else table.scrollToRow(next, "nearest", false).then(() => focusRow(next));
+    }
+  });
+  function setStop(index) {
+    byId("latent-grid").querySelectorAll('.tabulator-row[tabindex="0"]').forEach((other) => { other.tabIndex = -1; });
+    stop = index;
+    const row = table.getRow(index);
+    if (row) row.getElement().tabIndex = 0;
+  }
+  const focusRow = (index) => {
+    const row = table.getRow(index);
+    if (!row) return;
+    setStop(index);
+    row.getElement().focus();
+  };
+
+  let quick = null;
+  document.querySelectorAll("[data-quick]").forEach((button) => {
+    button.addEventListener("click", () => {
+      document.querySelectorAll("[data-quick]").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      if (quick) table.removeFilter(quick);
+      const wanted = button.dataset.quick;
+      quick = wanted === "all" ? null : (row) => row.outcome === wanted;
+      if (quick) table.addFilter(quick);
+    });
+  });
+  byId("latent-csv").addEventListener("click", () => table.download("csv", "latents.csv", { bom: true }));
+  document.documentElement.classList.add("has-grid");
+  await built;
+  return { order, focusRow, onFilter: (listener) => listeners.push(listener) };
+}
+
+function atLeast(wanted, value) {
+  const limit = Number.parseFloat(String(wanted).replace("−", "-").replace(",", "."));
+  return Number.isNaN(limit) || (value !== null && value >= limit);
+}

@@ -1,0 +1,261 @@
+"""Artifacts in, `Results` parts and tables out: layer health, training, provenance.
+
+Reads payloads by the schemas their steps document. The surprising choice: nothing is computed here
+beyond looking up, joining and counting; a number that no step wrote is absent, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from saeinterp.artifacts import Artifact, read_json
+from saeinterp.config import recipe_of
+from saeinterp.report.format import Style, number
+from saeinterp.report.lineage import Lineage
+from saeinterp.report.results import Fact, LayerHealth, LayerTraining, Number, Provenance, Setting, Step
+
+NOT_WRITTEN = "not in the artifact"
+Row = dict[str, Any]
+
+
+def measured(
+    value: Any,
+    *,
+    source: str,
+    style: Style = "score",
+    n: int | None = None,
+    of: str | None = None,
+    interval: str | None = None,
+) -> Number:
+    """A stored value as a `Number`: a plain number, or a mapping with value, low, high and reason."""
+    if not isinstance(value, Mapping):
+        value = {"value": value}
+    low, high, reason = value.get("low"), value.get("high"), value.get("reason")
+    held = value.get("n_documents", n)
+    known = value.get("value") is not None
+    return Number(
+        value=value.get("value"),
+        style=style,
+        low=low,
+        high=high,
+        interval=interval if low is not None and high is not None else None,
+        no_interval=reason if known else None,
+        n=held,
+        of=of if held is not None else None,
+        source=source,
+        reason=None if known else reason or NOT_WRITTEN,
+    )
+
+
+def layer_health(side: str, artifact: Artifact) -> LayerHealth:
+    """One health artifact as a row of the health table."""
+    data = read_json(artifact.file("health.json"))
+    source, documents, tokens = artifact.id, data.get("documents"), data.get("tokens")
+    made = data.get("interval", {})
+    interval = f"{made.get('level', 0.95):.0%} CI, {made.get('method', 'bootstrap over documents')}"
+
+    def over_documents(key: str, style: Style = "score") -> Number:
+        return measured(data.get(key), source=source, style=style, n=documents, of="documents", interval=interval)
+
+    def over_tokens(key: str, style: Style = "score") -> Number:
+        return measured(data.get(key), source=source, style=style, n=tokens, of="tokens")
+
+    return LayerHealth(
+        side=side,
+        hookpoint=data["hookpoint"],
+        layer=data.get("layer"),
+        loss_recovered=over_documents("loss_recovered"),
+        loss_recovered_mean=over_documents("loss_recovered_mean_ablation"),
+        delta_ce=over_documents("delta_ce", "nat-difference"),
+        kl_recovered=over_documents("kl_recovered"),
+        explained_variance=over_documents("explained_variance"),
+        fvu=over_documents("fvu"),
+        cosine=over_tokens("cosine"),
+        l0=over_tokens("l0_mean", "plain"),
+        dead=over_tokens("dead_fraction", "share"),
+        always_on=over_tokens("always_on", "count"),
+        absorption=measured(data.get("absorption"), source=source),
+        failed_checks=tuple(
+            f"{check['name']}: {check['detail']}" for check in data.get("checks", ()) if not check["passed"]
+        ),
+        source=source,
+    )
+
+
+def layer_training(side: str, artifact: Artifact) -> LayerTraining:
+    """One SAE artifact as a row of the training table."""
+    data = read_json(artifact.file("training.json"))
+
+    def last(key: str, style: Style, *, n: str | None = None, of: str | None = None) -> Number:
+        return measured(data.get(key), source=artifact.id, style=style, n=data.get(n) if n else None, of=of)
+
+    return LayerTraining(
+        side=side,
+        hookpoint=data["hookpoint"],
+        num_latents=data.get("num_latents"),
+        k=data.get("k"),
+        rows=last("rows", "count"),
+        steps=last("steps", "count"),
+        fvu=last("fvu_heldout", "score", n="rows_heldout", of="rows"),
+        dead=last("dead", "count", n="num_latents", of="latents"),
+        source=artifact.id,
+    )
+
+
+def curve_rows(saes: Mapping[str, Sequence[Artifact]]) -> list[Row]:
+    """All training curves in long form: side, hookpoint, then the columns of `curves.parquet`."""
+    import polars as pl
+
+    rows: list[Row] = []
+    for side, artifacts in saes.items():
+        for artifact in artifacts:
+            hookpoint = read_json(artifact.file("training.json"))["hookpoint"]
+            table = pl.read_parquet(artifact.file("curves.parquet"))
+            rows += [{"side": side, "hookpoint": hookpoint, **row} for row in table.to_dicts()]
+    return rows
+
+
+def density_rows(health: Mapping[str, Sequence[Artifact]]) -> list[Row]:
+    """The density histograms in long form: side, hookpoint, low and high (log10 of the share of tokens), latents."""
+    rows: list[Row] = []
+    for side, artifacts in health.items():
+        for artifact in artifacts:
+            data = read_json(artifact.file("health.json"))
+            histogram = data.get("density_histogram", {"log10_edges": [], "counts": []})
+            edges = histogram["log10_edges"]
+            rows += [
+                {"side": side, "hookpoint": data["hookpoint"], "low": low, "high": high, "latents": count}
+                for low, high, count in zip(edges, edges[1:], histogram["counts"])
+            ]
+    return rows
+
+
+def layer_rows(layers: Iterable[LayerHealth], columns: Iterable[str]) -> list[Row]:
+    """The health table in long form, one row per number."""
+    rows: list[Row] = []
+    for layer in layers:
+        for column in columns:
+            number: Number = getattr(layer, column)
+            rows.append(
+                {
+                    "side": layer.side,
+                    "hookpoint": layer.hookpoint,
+                    "metric": column,
+                    "value": None if number.value is None else float(number.value),
+                    "low": number.low,
+                    "high": number.high,
+                    "n": number.n,
+                    "of": number.of,
+                    "reason": number.reason,
+                    "source": number.source,
+                }
+            )
+    return rows
+
+
+def provenance(roots: Sequence[Artifact], lineage: Lineage, config: BaseModel) -> Provenance:
+    """What the report rests on, without anything that differs between two equal runs."""
+    steps: list[Step] = []
+    versions: dict[str, list[str]] = {}
+    platforms: list[str] = []
+    tokens: list[Fact] = []
+    for artifact in lineage.walk(roots):
+        manifest = lineage.manifest(artifact)
+        steps.append(
+            Step(
+                id=artifact.id,
+                kind=artifact.kind,
+                version=manifest["version"],
+                counts={key: _count(value) for key, value in _whole(manifest["counts"]).items()},
+                files=len(manifest["files"]),
+                bytes=sum(item["bytes"] for item in manifest["files"].values()),
+            )
+        )
+        made = manifest["made"]
+        for name, version in made["versions"].items():
+            versions.setdefault(name, []).append(version or "not installed")
+        versions.setdefault("python", []).append(made["python"])
+        platforms.append(made["platform"])
+        if artifact.kind == "corpus":
+            tokens += _corpus_facts(artifact)
+    settings = settings_of(recipe_of(config))
+    return Provenance(
+        steps=tuple(steps),
+        gone=tuple(sorted(lineage.gone)),
+        settings=settings,
+        seeds=tuple(item for item in settings if item.field.rsplit(".", 1)[-1] in ("seed", "weights_seed")),
+        tokens=tuple(tokens),
+        versions=tuple(
+            Setting(field=name, value=", ".join(dict.fromkeys(values))) for name, values in sorted(versions.items())
+        ),
+        platforms=tuple(dict.fromkeys(platforms)),
+    )
+
+
+def timing_rows(roots: Sequence[Artifact], lineage: Lineage) -> list[Row]:
+    """Wall time, time and host of every step; for `timing.parquet` alone."""
+    rows = []
+    for artifact in lineage.walk(roots):
+        made = lineage.manifest(artifact)["made"]
+        rows.append({"artifact": artifact.id, "seconds": made["seconds"], "at": made["at"], "host": made["host"]})
+    return rows
+
+
+def settings_of(values: Mapping[str, Any], prefix: str = "") -> tuple[Setting, ...]:
+    """A nested configuration as `a.b.c = value` lines, in its own order."""
+    lines: list[Setting] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += settings_of(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for index, item in enumerate(value):
+                lines += settings_of(item, f"{prefix}{key}.{index}.")
+        else:
+            lines.append(Setting(field=f"{prefix}{key}", value=_shown(value)))
+    return tuple(lines)
+
+
+def _whole(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of what was asked: how much of it a response cache held differs between equal runs."""
+    parts = ("requests_sent", "requests_cached")
+    if not all(name in counts for name in parts):
+        return dict(counts)
+    rest = {key: value for key, value in counts.items() if key not in parts}
+    return {"requests": sum(counts[name] for name in parts), **rest}
+
+
+def _corpus_facts(artifact: Artifact) -> list[Fact]:
+    data = read_json(artifact.file("corpus.json"))
+    tokens, documents = data.get("tokens", {}), data.get("documents", {})
+    return [
+        Fact(
+            title=f"Tokens, split {split}",
+            number=measured(
+                count, source=artifact.id, style="count", n=documents.get(split), of="documents", interval=None
+            ),
+        )
+        for split, count in tokens.items()
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _count(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_count(item)}" for key, item in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return number(value, "count")
+    return number(value, "plain") if isinstance(value, float) else _shown(value)

@@ -1,0 +1,286 @@
+"""`report.html`: one offline file, rendered from `results.json` and the tables beside it.
+
+Every section is plain HTML that needs no script; the table, the drawer and the plots are added to it. The
+surprising choice: libraries and data lie in the page as gzip + base64, and a Content-Security-Policy admits
+exactly those scripts by their hashes and no connection at all, so a label that says `<script>` stays text
+and a five-megabyte plotly costs two.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
+
+from saeinterp.report import figures
+from saeinterp.report.format import number, plural, visible, with_interval
+from saeinterp.report.latents import OUTCOMES
+from saeinterp.report.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
+from saeinterp.report.markdown import RETRY
+from saeinterp.report.payload import latent_details, latent_payload
+from saeinterp.report.results import (
+    ABSENT,
+    HEALTH_COLUMNS,
+    ExplainerSection,
+    LayerDifference,
+    LayerHealth,
+    LayerTraining,
+    MetricRow,
+    Model,
+    ModelSection,
+    Number,
+    Results,
+)
+from saeinterp.report.tables import plain_latents, read_table
+
+if TYPE_CHECKING:
+    import jinja2
+
+PLAIN_ROWS = 500
+"""Rows of the latent table that needs no script; the rest are in the tables, and the page says so."""
+TINTED = ("loss_recovered", "loss_recovered_mean", "kl_recovered", "explained_variance", "fvu", "cosine", "dead")
+"""Health columns whose values lie between 0 and 1 when all is well."""
+
+NARROWEST = 0.05
+"""Difference axes reach at least so far to both sides, so that nothing small is drawn large."""
+
+_HERE = Path(__file__).parent
+_SCRIPTS = ("payload.js", "table.js", "detail.js", "plots.js", "main.js")
+
+
+def render_dashboard(results: Results, tables: Path) -> str:
+    """The page as one string.
+
+    Args:
+        results: What `results.json` holds.
+        tables: The folder of the Parquet tables that belong to it.
+
+    Raises:
+        MissingDependencyError: plotly is not installed.
+    """
+    section = results.explainers
+    latents = read_table(tables, "latents") if section is not None else None
+    plots = _figures(section, latents, tables)
+    embedded = {
+        "lib-plotly": plotly_library() if plots else None,
+        "lib-tabulator": tabulator_library() if latents is not None else None,
+    }
+    libraries = {name: item for name, item in embedded.items() if item is not None}
+    payload: dict[str, Any] = {"figures": [figure.payload() for figure in plots]}
+    if section is not None and latents is not None:
+        payload["latents"] = latent_payload(section, latents)
+        payload["details"] = latent_details(latents, read_table(tables, "examples"))
+    # In a scope of its own, so that a name here can never meet a library's.
+    script = '"use strict";\n(() => {\n' + "".join(_asset(name) for name in _SCRIPTS) + "})();\n"
+    template = _environment(results).get_template("report.html.jinja")
+    return template.render(
+        r=results,
+        policy=_policy([script, *(item.script for item in libraries.values())]),
+        style=Markup(_asset("report.css")),
+        library_styles=Markup("".join(item.style for item in libraries.values())),
+        packed={"payload": packed(_json(payload)), **{name: packed(item.script) for name, item in libraries.items()}},
+        script=Markup(script),
+        libraries=[(item.name, Markup(escape(item.licence))) for item in libraries.values()],
+        has_grid="lib-tabulator" in libraries,
+        tabulator_install=TABULATOR_INSTALL,
+        latents=plain_latents(latents, PLAIN_ROWS) if latents is not None else [],
+        latent_count=len(latents["id"]) if latents is not None else 0,
+        quick=_quick(latents["outcome"]) if latents is not None else [],
+        axis=_axis(section) if section is not None else None,
+        figures=plots,
+        sections=_sections(results, plots, latents is not None),
+        health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
+        tinted=TINTED,
+        labels=MetricRow.model_fields,
+        training_labels=LayerTraining.model_fields,
+        retry=RETRY,
+        absent=ABSENT,
+        version=next((line.value for line in results.provenance.versions if line.field == "saeinterp"), ""),
+    )
+
+
+def numbers(item: Any, path: str = "") -> list[tuple[str, Number]]:
+    """Every `Number` of a model with its path, such as `explainers.rows.0.difference`."""
+    if isinstance(item, Number):
+        return [(path, item)]
+    found: list[tuple[str, Number]] = []
+    if isinstance(item, Model):
+        for name in type(item).model_fields:
+            found += numbers(getattr(item, name), f"{path}.{name}" if path else name)
+    elif isinstance(item, tuple):
+        for index, part in enumerate(item):
+            found += numbers(part, f"{path}.{index}")
+    return found
+
+
+def packed(text: str) -> Markup:
+    """Text as gzip + base64, the same bytes every time."""
+    return Markup(base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode())
+
+
+def _environment(results: Results) -> jinja2.Environment:
+    import jinja2
+
+    paths = {id(item): path for path, item in numbers(results)}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        num=lambda item: _num(item, paths[id(item)]),
+        at=_at,
+        count=lambda value: number(value, "count"),
+        level=lambda value: f"{min(max(value, 0.0), 1.0) * 100:.1f}",
+        plural=plural,
+        reach=_reach,
+        by_side=lambda layers: [(side, list(items)) for side, items in groupby(layers, key=lambda item: item.side)],
+        reasons=_reasons,
+    )
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (_HERE / "assets" / name).read_text(encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "connect-src 'none'; form-action 'none'; base-uri 'none'"
+    )
+
+
+def _num(item: Number, path: str) -> Markup:
+    """A number as a `data` element: raw value, path in results.json, and n, interval and source on hover."""
+    if item.value is None:
+        return Markup('<abbr class="na" title="{0}">NA</abbr>').format(visible(item.reason or ""))
+    about = [
+        f"n = {number(item.n, 'count')} {item.of}" if item.n is not None else None,
+        item.interval or item.no_interval,
+        item.source,
+    ]
+    shown, bounds = with_interval(item.value, item.low, item.high, item.style)
+    text = Markup('<data class="num" value="{0}" data-path="{1}" title="{2}">{3}</data>').format(
+        json.dumps(item.value), path, visible(" · ".join(part for part in about if part)), shown
+    )
+    return text + Markup(' <span class="ci">{0}</span>').format(bounds) if bounds else text
+
+
+def _at(value: float, low: float, high: float) -> str:
+    """A position on an axis from `low` to `high`, in percent for CSS."""
+    share = (value - low) / (high - low) if high > low else 0.5
+    return f"{min(max(share, 0.0), 1.0) * 100:.2f}%"
+
+
+def _reach(rows: Sequence[LayerDifference]) -> float:
+    """Half the width of an axis that shows every difference and its interval."""
+    ends = [end for row in rows for end in (row.difference.value, row.difference.low, row.difference.high)]
+    return max([NARROWEST, *(abs(end) for end in ends if end is not None)]) * 1.08
+
+
+def _reasons(item: Any) -> dict[str, str]:
+    """The reasons of a table's missing numbers, each once, with the letter that marks it.
+
+    A difference is missing because a side is, which has its own mark.
+    """
+    parts = item
+    if isinstance(item, ModelSection):
+        parts = (*(side for row in item.layers for side in (row.a, row.b)), *item.summary)
+    found = dict.fromkeys(number.reason for _, number in numbers(parts) if number.value is None and number.reason)
+    return {reason: _letter(index) for index, reason in enumerate(found)}
+
+
+def _letter(index: int) -> str:
+    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+
+
+def _axis(section: ExplainerSection) -> dict[str, Any]:
+    """Axes of the verdict card: scores from 0 (or -1) to 1, differences symmetric about 0."""
+    primary = section.primary
+    ends = [primary.difference.value, primary.difference.low, primary.difference.high, section.margin]
+    ends += [primary.detectable.value] if primary.detectable is not None else []
+    reach = max(abs(end) for end in ends if end is not None) * 1.12
+    scores = [primary.a, primary.b, *(control.value for control in section.controls)]
+    lowest = min((end for item in scores for end in (item.value, item.low) if end is not None), default=0.0)
+    low = -1 if lowest < 0 else 0
+    return {"low": low, "high": 1, "reach": reach, "ticks": [low, (low + 1) / 2, 1]}
+
+
+def _sections(results: Results, plots: Sequence[figures.Figure], has_latents: bool) -> list[tuple[str, str]]:
+    """The navigation: what this page holds, in order."""
+    explained = results.explainers is not None
+    compared = results.models is not None
+    known = [
+        ("failures", "Failures", bool(results.failures)),
+        ("verdict", "Verdict", explained),
+        ("models", "Models", compared and not explained),
+        ("latents", "Latents", has_latents),
+        ("plots", "Plots", bool(plots)),
+        ("metrics", "Metrics", explained),
+        ("findings", "Findings", bool(results.findings)),
+        ("layers", "Layer health", bool(results.layers)),
+        ("models", "Models", compared and explained),
+        ("training", "Training", bool(results.training)),
+        ("setup", "Set-up", True),
+        ("provenance", "Provenance", True),
+        ("about", "About", True),
+    ]
+    return [(name, title) for name, title, there in known if there]
+
+
+def _quick(outcomes: Sequence[str]) -> list[tuple[str, str]]:
+    """The quick filters that some latent passes, with how many do."""
+    counts = {name: outcomes.count(name) for name in OUTCOMES}
+    chips = [(name, f"{text} ({counts[name]})") for name, text in OUTCOMES.items() if counts[name]]
+    return [("all", f"All ({len(outcomes)})"), *chips]
+
+
+def _figures(
+    section: ExplainerSection | None, latents: Mapping[str, list[Any]] | None, tables: Path
+) -> list[figures.Figure]:
+    made: list[figures.Figure | None] = []
+    if section is not None and latents is not None:
+        made.append(figures.scatter(section, latents))
+    if rows := _rows(tables, "curves"):
+        made += [
+            figures.curves(
+                rows,
+                value="fvu_heldout",
+                title="Held-out FVU during training",
+                caption="Fraction of variance unexplained on the held-out split; lower is closer.",
+                label="Held-out FVU",
+            ),
+            figures.curves(
+                rows,
+                value="dead",
+                title="Dead latents during training",
+                caption="Latents silent over the last rows seen.",
+                label="Dead latents",
+            ),
+        ]
+    if rows := _rows(tables, "density"):
+        made.append(figures.densities(rows))
+    return [figure for figure in made if figure is not None]
+
+
+def _rows(tables: Path, name: str) -> list[dict[str, Any]]:
+    columns = read_table(tables, name)
+    return [dict(zip(columns, values)) for values in zip(*columns.values())] if columns else []

@@ -1,0 +1,239 @@
+"""The comparison of two explainers as a report section, and its latents and examples as tables.
+
+Adapts `comparison.json` (see `saeinterp.compare.results`): every stored value gets its n, interval and
+source. The surprising choice: a latent counts as explained "right" where its score exceeds what answering
+yes to every example would give on that very latent, since F1 depends on class balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saeinterp.artifacts import Artifact
+from saeinterp.compare import ExplainerComparison, read_explainer_comparison
+from saeinterp.compare.results import CoverageResult, IntervalResult, MetricResult, PairedResult
+from saeinterp.report.format import Style, short
+from saeinterp.report.results import (
+    Check,
+    Control,
+    Difference,
+    ExplainerSection,
+    Fact,
+    Family,
+    LayerScore,
+    MetricRow,
+    Number,
+    Side,
+    StatusCount,
+)
+
+UNDEFINED = "undefined on these latents"
+
+
+def explainer_section(artifact: Artifact) -> ExplainerSection:
+    """The verdict card, metric tables, controls and checks of one comparison."""
+    data = read_explainer_comparison(artifact)
+    source = artifact.id
+    primary = next(metric for metric in data.metrics if metric.primary)
+    return ExplainerSection(
+        sides=(Side(key="a", title=data.title_a), Side(key="b", title=data.title_b)),
+        metric=data.metric,
+        metric_title=_capital(primary.title),
+        alpha=data.alpha,
+        margin=data.margin,
+        verdict=data.verdict,
+        verdict_words=data.verdict_words,
+        sentence=data.sentence,
+        n_latents=data.n_latents,
+        rows=_rows(data.metrics, source),
+        controls=tuple(
+            Control(
+                name=control.name,
+                title=_capital(control.title),
+                description=control.description,
+                value=_number(control.mean, source, over=control.interval, n=control.n),
+                difference_a=_difference(control.against_a, source),
+                p_a=_p(control.against_a.p_value, source, control.against_a),
+                difference_b=_difference(control.against_b, source),
+                p_b=_p(control.against_b.p_value, source, control.against_b),
+            )
+            for control in data.controls
+        ),
+        coverage=(_coverage(data.coverage_a, source), _coverage(data.coverage_b, source)),
+        bounds=Number(
+            value=data.primary.difference,
+            style="fine-difference",
+            low=primary.bounds.difference_low,
+            high=primary.bounds.difference_high,
+            interval="worst joint assignment of unusable verdicts",
+            no_interval=primary.bounds.reason,
+            n=primary.bounds.n,
+            of="latents",
+            source=source,
+        ),
+        by_layer=tuple(
+            LayerScore(
+                hookpoint=row.hookpoint,
+                a=_number(row.mean_a, source, n=row.n, reason=row.reason),
+                b=_number(row.mean_b, source, n=row.n, reason=row.reason),
+                difference=(
+                    _difference(row.paired, source)
+                    if row.paired
+                    else _number(row.difference, source, style="fine-difference", n=row.n, reason=row.reason)
+                ),
+                p=_p(row.paired.p_value if row.paired else None, source, row.paired, reason=row.reason),
+                p_holm=_holm(row.paired, source),
+            )
+            for row in data.by_hookpoint
+        ),
+        better=tuple(_number(count, source, style="count", n=data.n_latents) for count in data.better),
+        examples=_examples(data, source),
+        spread=_spread(data.primary, source),
+        statuses=tuple(StatusCount(status=row.status, a=row.a, b=row.b) for row in data.statuses),
+        families=tuple(Family(**family.model_dump()) for family in data.families),
+        checks=tuple(Check(**row.model_dump()) for row in data.comparability),
+        matched=data.matched,
+        differences=tuple(Difference(field=row.field, a=short(row.a), b=short(row.b)) for row in data.configuration),
+        source=source,
+    )
+
+
+def _number(
+    value: float | None,
+    source: str,
+    *,
+    style: Style = "score",
+    over: IntervalResult | None = None,
+    n: int | None = None,
+    of: str = "latents",
+    reason: str | None = None,
+) -> Number:
+    return Number(
+        value=value,
+        style=style,
+        low=over.low if over else None,
+        high=over.high if over else None,
+        interval=f"{over.level:.0%} CI, {over.method}" if over and over.low is not None else None,
+        no_interval=over.reason if over else None,
+        n=n,
+        of=of if n is not None else None,
+        source=source,
+        reason=None if value is not None else reason or UNDEFINED,
+    )
+
+
+def _difference(paired: PairedResult, source: str) -> Number:
+    return Number(
+        value=paired.difference,
+        style="fine-difference",
+        low=paired.ci_low,
+        high=paired.ci_high,
+        interval=f"{1 - paired.alpha:.0%} CI, {paired.method}" if paired.ci_low is not None else None,
+        no_interval=paired.ci_reason,
+        n=paired.n,
+        of="latents",
+        source=source,
+    )
+
+
+def _p(value: float | None, source: str, paired: PairedResult | None = None, *, reason: str | None = None) -> Number:
+    return _number(value, source, style="p", n=paired.n if paired else None, reason=reason)
+
+
+def _holm(paired: PairedResult | None, source: str) -> Number | None:
+    return None if paired is None or paired.p_holm is None else _p(paired.p_holm, source, paired)
+
+
+def _rows(metrics: Sequence[MetricResult], source: str) -> tuple[MetricRow, ...]:
+    """Macro, then micro rows; a metric that exists on one level only has one row."""
+    macro = [_macro(metric, source) for metric in metrics]
+    micro = [_micro(metric, source) for metric in metrics]
+    kept_macro = [row for row, other in zip(macro, micro) if row.primary or not (_absent(row) and not _absent(other))]
+    kept_micro = [row for row, other in zip(micro, macro) if not (_absent(row) and not _absent(other))]
+    return (*kept_macro, *kept_micro)
+
+
+def _absent(row: MetricRow) -> bool:
+    return row.a.value is None and row.b.value is None
+
+
+def _macro(metric: MetricResult, source: str) -> MetricRow:
+    row = metric.macro
+    paired = row.paired
+    reason = row.reason or UNDEFINED
+    return MetricRow(
+        metric=metric.name,
+        title=_capital(metric.title),
+        description=metric.description,
+        level="macro",
+        primary=metric.primary,
+        a=_number(row.mean_a, source, over=row.interval_a, n=row.n, reason=reason),
+        b=_number(row.mean_b, source, over=row.interval_b, n=row.n, reason=reason),
+        difference=(
+            _difference(paired, source) if paired else _number(None, source, style="fine-difference", reason=reason)
+        ),
+        p=_p(paired.p_value if paired else None, source, paired, reason=reason),
+        p_holm=_holm(paired, source),
+        detectable=(
+            None
+            if paired is None
+            else _number(paired.min_detectable, source, n=paired.n, reason="needs two or more differing pairs")
+        ),
+        always_yes=_number(metric.always_yes.macro, source, n=row.n, reason=metric.always_yes.reason),
+    )
+
+
+def _micro(metric: MetricResult, source: str) -> MetricRow:
+    row = metric.micro
+    return MetricRow(
+        metric=metric.name,
+        title=_capital(metric.title),
+        description=metric.description,
+        level="micro",
+        primary=False,
+        a=_number(row.value_a, source, over=row.interval_a, n=row.n, reason=row.reason),
+        b=_number(row.value_b, source, over=row.interval_b, n=row.n, reason=row.reason),
+        difference=_number(
+            row.difference, source, style="fine-difference", over=row.interval_difference, n=row.n, reason=row.reason
+        ),
+        p=_number(row.p_swap, source, style="p", n=row.n, reason=row.reason),
+        p_holm=None if row.p_holm is None else _number(row.p_holm, source, style="p", n=row.n),
+        always_yes=_number(metric.always_yes.micro, source, n=row.n, reason=metric.always_yes.reason),
+    )
+
+
+def _coverage(coverage: CoverageResult, source: str) -> Number:
+    return _number(coverage.share, source, style="share", n=coverage.examples, of="examples", reason=coverage.reason)
+
+
+def _examples(data: ExplainerComparison, source: str) -> tuple[Fact, ...]:
+    if data.verdicts is None:
+        return ()
+    counts = {
+        "Both right": data.verdicts.both_right,
+        "Only A right": data.verdicts.only_a,
+        "Only B right": data.verdicts.only_b,
+        "Both wrong": data.verdicts.both_wrong,
+    }
+    return tuple(
+        Fact(title=title, number=_number(count, source, style="count", n=data.verdicts.examples, of="examples"))
+        for title, count in counts.items()
+    )
+
+
+def _spread(paired: PairedResult, source: str) -> tuple[Fact, ...]:
+    few = "needs more latents, or a column that varies"
+    values = {
+        "Standard deviation over latents, A": paired.sd_a,
+        "Standard deviation over latents, B": paired.sd_b,
+        "Standard deviation of the differences": paired.sd_difference,
+        "Pearson correlation of A and B": paired.pearson_r,
+        "Spearman correlation of A and B": paired.spearman_r,
+    }
+    return tuple(
+        Fact(title=title, number=_number(value, source, n=paired.n, reason=few)) for title, value in values.items()
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,79 @@
+"""The findings list: sentences that the comparisons generated, then what counts over layers and latents say.
+
+The surprising choice: no sentence is written in a template, and none here holds an adjective; a comparison
+of numbers carries both numbers, and a reason for a missing number is quoted as the step gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from saeinterp.artifacts import Artifact
+from saeinterp.compare import read_explainer_comparison
+from saeinterp.report.format import listing, number, plural
+from saeinterp.report.results import ExplainerSection, Failure, LayerHealth, Number
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHOWN_ELSEWHERE = ("primary", "unmatched", "families")
+"""Sentences of a comparison that have their own place: headline, banner, table."""
+
+
+def findings(
+    comparison: Artifact | None,
+    section: ExplainerSection | None,
+    layers: Sequence[LayerHealth],
+    latents: pl.DataFrame | None,
+    failures: Sequence[Failure],
+) -> tuple[str, ...]:
+    """The sentences in the order they are read."""
+    said: list[str] = []
+    if comparison is not None and section is not None:
+        stored = read_explainer_comparison(comparison)
+        said += [sentence.text for sentence in stored.sentences if sentence.id not in SHOWN_ELSEWHERE]
+        if latents is not None:
+            said.append(_against_chance(section, latents["outcome"].to_list()))
+    for side in dict.fromkeys(layer.side for layer in layers):
+        said += _of_layers(side, [layer for layer in layers if layer.side == side])
+    if failures:
+        steps = listing([" ".join(part for part in (f.stage, f.hookpoint, f.side) if part) for f in failures])
+        said.append(f"{plural(len(failures), 'step')} did not finish and no number here includes any of it: {steps}.")
+    return tuple(said)
+
+
+def _against_chance(section: ExplainerSection, outcomes: Sequence[str]) -> str:
+    scored = [outcome for outcome in outcomes if outcome not in ("unscored", "failed")]
+    both, a, b, neither = (scored.count(name) for name in ("both", "a-only", "b-only", "neither"))
+    return (
+        f"Of {plural(len(scored), 'latent')} explained and scored on both sides, {section.metric_title} exceeds the "
+        f"latent's always-yes value on both sides for {both}, only with {section.sides[0].title} for {a}, "
+        f"only with {section.sides[1].title} for {b}, with neither for {neither}."
+    )
+
+
+def _of_layers(side: str, layers: Sequence[LayerHealth]) -> list[str]:
+    parts = []
+    for name, words in (("loss_recovered", "loss recovered"), ("explained_variance", "explained variance")):
+        known = [(layer.hookpoint, item) for layer in layers if (item := _of(layer, name)).value is not None]
+        if known:
+            parts.append(f"{words} {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in known)}")
+    dead = [(layer.hookpoint, layer.dead) for layer in layers if layer.dead.value is not None]
+    if dead:
+        parts.append(f"dead {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in dead)}")
+    said = [f"{side}: {'; '.join(parts)}."] if parts else []
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.loss_recovered.value is None:
+            reasons.setdefault(layer.loss_recovered.reason or "", []).append(layer.hookpoint)
+        said += [f"Integrity check failed for {side}, {layer.hookpoint}: {line}." for line in layer.failed_checks]
+    said += [
+        f"{side}: loss recovered is NA at {listing(where)}: {reason.rstrip('.')}." for reason, where in reasons.items()
+    ]
+    return said
+
+
+def _of(layer: LayerHealth, name: str) -> Number:
+    item: Number = getattr(layer, name)
+    return item

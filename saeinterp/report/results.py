@@ -1,0 +1,341 @@
+"""The model behind `results.json`: everything a report prints, each number with its n, interval and source.
+
+Titles and descriptions of the fields are the headings and tooltips of the reports. The surprising choice:
+a number that could not be measured is still a `Number`, with the reason in place of the value, so that no
+renderer can confuse "not measured" with zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from saeinterp.report.format import Style
+from saeinterp.stats import Verdict
+
+FORMAT = 1
+ABSENT = "not known"
+"""A configuration value that a side does not have."""
+
+
+class Model(BaseModel):
+    """Base of the report's models: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Number(Model):
+    """One number and what it takes to judge it."""
+
+    value: float | int | None
+    """Unrounded; empty when it could not be measured."""
+    style: Style = "score"
+    """How it is written."""
+    low: float | int | None = None
+    """Lower end of the interval."""
+    high: float | int | None = None
+    """Upper end of the interval."""
+    interval: str | None = None
+    """What the interval is, such as `95% CI` or `worst case of unusable verdicts`."""
+    no_interval: str | None = None
+    """Why there is no interval where one belongs."""
+    n: int | None = None
+    """How many units the number rests on."""
+    of: str | None = None
+    """The units that `n` counts."""
+    source: str | None = None
+    """Id of the artifact it was read from."""
+    reason: str | None = None
+    """Why there is no value."""
+
+    @model_validator(mode="after")
+    def _explained(self) -> Number:
+        if self.value is None and not self.reason:
+            raise ValueError("a missing number needs a reason")
+        return self
+
+
+class Side(Model):
+    """One side of a comparison."""
+
+    key: Literal["a", "b"]
+    title: str
+    """Name in tables."""
+
+
+class Difference(Model):
+    """A configuration field in which the two sides differ."""
+
+    field: str
+    a: str
+    b: str
+
+
+class Check(Model):
+    """One line of the comparability check."""
+
+    field: str
+    a: str
+    b: str
+    severity: Literal["hard", "soft"]
+    """`hard` mismatches make a comparison meaningless; `soft` ones are named."""
+    ok: bool
+    note: str = ""
+
+
+class MetricRow(Model):
+    """One metric of both sides and the test of their difference."""
+
+    metric: str
+    title: str
+    description: str
+    level: Literal["macro", "micro"]
+    """macro: mean over latents. micro: pooled over examples."""
+    primary: bool
+    """The endpoint frozen in the recipe before scoring."""
+    a: Number = Field(title="A")
+    b: Number = Field(title="B")
+    difference: Number = Field(title="B − A")
+    p: Number = Field(title="p", description="Sign-flip test over latents, two-sided")
+    p_holm: Number | None = Field(None, title="p (Holm)", description="Adjusted over the family of tests")
+    detectable: Number | None = Field(
+        None,
+        title="Smallest detectable",
+        description="True difference found with power 0.8 at the two-sided level, at the spread of differences seen",
+    )
+    always_yes: Number = Field(title="Always-yes", description="The value of answering yes to every example")
+
+
+class Control(Model):
+    """A control explanation, scored by the same scorer on the same examples."""
+
+    name: str
+    title: str
+    description: str
+    value: Number
+    difference_a: Number = Field(title="A − control")
+    p_a: Number = Field(title="p")
+    difference_b: Number = Field(title="B − control")
+    p_b: Number = Field(title="p")
+
+
+class LayerScore(Model):
+    """The primary metric at one layer."""
+
+    hookpoint: str = Field(title="Layer")
+    a: Number = Field(title="A")
+    b: Number = Field(title="B")
+    difference: Number = Field(title="B − A")
+    p: Number = Field(title="p")
+    p_holm: Number | None = Field(None, title="p (Holm)")
+
+
+class Fact(Model):
+    """A labelled number."""
+
+    title: str
+    number: Number
+
+
+class StatusCount(Model):
+    """How many latents ended in a state, per side."""
+
+    status: str
+    a: int
+    b: int
+
+
+class Family(Model):
+    """A family of tests, frozen before scoring."""
+
+    name: str
+    tests: int
+    adjustment: str
+    description: str
+
+
+class ExplainerSection(Model):
+    """Two explainers on the same latents."""
+
+    sides: tuple[Side, Side]
+    metric: str
+    metric_title: str
+    alpha: float
+    margin: float
+    verdict: Verdict
+    verdict_words: str
+    sentence: str
+    """Generated from the test; the first line of the report."""
+    n_latents: int
+    rows: tuple[MetricRow, ...]
+    controls: tuple[Control, ...]
+    coverage: tuple[Number, Number]
+    """Share of examples with a usable verdict, per side."""
+    bounds: Number
+    """The difference, with the worst joint assignment of unusable verdicts as its interval."""
+    by_layer: tuple[LayerScore, ...]
+    better: tuple[Number, Number, Number]
+    """Latents on which A scores higher, B scores higher, and ties."""
+    examples: tuple[Fact, ...]
+    """On how many examples both sides, one of them or none was right."""
+    spread: tuple[Fact, ...]
+    """Standard deviation, range and correlation of the two columns."""
+    statuses: tuple[StatusCount, ...]
+    families: tuple[Family, ...]
+    checks: tuple[Check, ...]
+    matched: bool
+    differences: tuple[Difference, ...]
+    source: str
+
+    @property
+    def primary(self) -> MetricRow:
+        """The row of the primary endpoint."""
+        return next(row for row in self.rows if row.primary)
+
+
+class LayerDifference(Model):
+    """One metric of one layer in both models; without a layer, the mean difference over layers."""
+
+    hookpoint: str | None
+    metric: str
+    title: str
+    a: Number | None
+    b: Number | None
+    difference: Number = Field(title="B − A")
+    verdict: Literal["different", "inconclusive"] | None = None
+    """`different` where the interval excludes 0; empty without an interval."""
+    sentence: str | None = None
+
+
+class ModelSection(Model):
+    """Layer health of two models, layer by layer."""
+
+    sides: tuple[Side, Side]
+    sentence: str
+    notes: tuple[str, ...]
+    """What every number here is conditional on."""
+    findings: tuple[str, ...]
+    layers: tuple[LayerDifference, ...]
+    summary: tuple[LayerDifference, ...]
+    checks: tuple[Check, ...]
+    matched: bool
+    differences: tuple[Difference, ...]
+    source: str
+
+    @property
+    def by_metric(self) -> list[tuple[str, list[LayerDifference]]]:
+        """Layers, then the mean over them, metric by metric; metrics that no layer has on both sides come last."""
+        rows = [*self.layers, *self.summary]
+        titles = dict.fromkeys(row.title for row in rows)
+        groups = [(title, [row for row in rows if row.title == title]) for title in titles]
+        return sorted(groups, key=lambda group: all(row.difference.value is None for row in group[1]))
+
+
+class LayerHealth(Model):
+    """Health of one layer of one model on held-out text."""
+
+    side: str = Field(title="Model")
+    hookpoint: str = Field(title="Layer")
+    layer: int | None
+    loss_recovered: Number = Field(
+        title="Loss recovered",
+        description="(CE zeroed − CE spliced) / (CE zeroed − CE clean); never clamped",
+    )
+    loss_recovered_mean: Number = Field(
+        title="Recovered (mean)", description="The same against mean ablation, a stronger baseline than zero"
+    )
+    delta_ce: Number = Field(title="ΔCE", description="Cross entropy spliced − clean, nats per token")
+    kl_recovered: Number = Field(title="KL recovered", description="As loss recovered, with KL(clean ‖ spliced)")
+    explained_variance: Number = Field(
+        title="Explained variance", description="1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²), in float64"
+    )
+    fvu: Number = Field(title="FVU", description="Fraction of variance unexplained: 1 − explained variance")
+    cosine: Number = Field(title="Cosine", description="Mean cosine of activation and reconstruction")
+    l0: Number = Field(title="L0", description="Mean latents active per token in the code used")
+    dead: Number = Field(title="Dead", description="Share of latents that never fired on the evaluated tokens")
+    always_on: Number = Field(title="Always on", description="Latents that fired on every evaluated token")
+    absorption: Number = Field(title="Absorption", description="First-letter absorption")
+    failed_checks: tuple[str, ...] = Field((), title="Integrity")
+    source: str
+
+
+HEALTH_COLUMNS = tuple(name for name, info in LayerHealth.model_fields.items() if info.annotation is Number)
+
+
+class LayerTraining(Model):
+    """How one SAE's training ended."""
+
+    side: str = Field(title="Model")
+    hookpoint: str = Field(title="Layer")
+    num_latents: int | None = Field(None, title="Latents")
+    k: int | None = Field(None, title="k")
+    rows: Number = Field(title="Rows")
+    steps: Number = Field(title="Steps")
+    fvu: Number = Field(title="Held-out FVU")
+    dead: Number = Field(title="Dead", description="Latents silent over the last rows of training")
+    source: str
+
+
+class Failure(Model):
+    """A step that did not finish: what a flow hands over instead of an artifact."""
+
+    stage: str
+    """The step, such as `train`."""
+    hookpoint: str | None = None
+    """The layer, where the step belongs to one."""
+    side: str | None = None
+    """The model or explainer, where the step belongs to one."""
+    error: str
+    """The error's text."""
+
+
+class Step(Model):
+    """One artifact the report rests on."""
+
+    id: str
+    kind: str
+    version: int
+    counts: dict[str, str]
+    files: int
+    bytes: int
+
+
+class Setting(Model):
+    """One configuration value."""
+
+    field: str
+    value: str
+
+
+class Provenance(Model):
+    """What the numbers were made from; wall times and hosts are in `timing.parquet`."""
+
+    steps: tuple[Step, ...]
+    gone: tuple[str, ...]
+    """Artifacts that were removed since, such as activations."""
+    settings: tuple[Setting, ...]
+    """The whole configuration of the run."""
+    seeds: tuple[Setting, ...]
+    tokens: tuple[Fact, ...]
+    """Tokens and documents per split."""
+    versions: tuple[Setting, ...]
+    """Packages the steps ran with; several values where steps differ."""
+    platforms: tuple[str, ...]
+
+
+class Results(Model):
+    """Everything a report prints."""
+
+    format: int = FORMAT
+    title: str
+    setup: tuple[Setting, ...]
+    """Model, SAE, corpus, latents and metric, one line each."""
+    explainers: ExplainerSection | None
+    models: ModelSection | None
+    layers: tuple[LayerHealth, ...]
+    training: tuple[LayerTraining, ...]
+    failures: tuple[Failure, ...]
+    findings: tuple[str, ...]
+    """Generated sentences, each following from a test or a count in this file."""
+    provenance: Provenance

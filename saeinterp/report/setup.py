@@ -1,0 +1,105 @@
+"""What was compared on what, one line each, read from the artifacts behind the numbers.
+
+The surprising choice: nothing is taken from the configuration of the run. What an artifact says about
+itself cannot differ from what was computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from saeinterp.artifacts import Artifact, read_json
+from saeinterp.compare.comparability import lineage as nodes
+from saeinterp.compare.comparability import scorer_name
+from saeinterp.report.format import listing, number, plural
+from saeinterp.report.lineage import Lineage
+from saeinterp.report.results import ExplainerSection, Setting
+
+
+def setup_lines(
+    roots: Sequence[Artifact], lineage: Lineage, *, comparison: Artifact | None, section: ExplainerSection | None
+) -> tuple[Setting, ...]:
+    """Set-up lines in the order of the reports; a line whose artifact does not exist is left out."""
+    lines = [
+        ("Model under study", _each(lineage.of_kind(roots, "subject"), "subject.json", _subject)),
+        ("SAEs", _each(lineage.of_kind(roots, "sae"), "training.json", _sae)),
+        ("Corpus", _each(lineage.of_kind(roots, "corpus"), "corpus.json", _corpus)),
+        ("Health measured on", _health(lineage.of_kind(roots, "health"))),
+    ]
+    if section is not None and comparison is not None:
+        scores = lineage.inputs(comparison, "scores")
+        examples = lineage.of_kind(scores, "examples")
+        lines += [
+            ("Explainers", listing([f"{side.key.upper()}: {side.title}" for side in section.sides])),
+            ("Scorer", listing(list(dict.fromkeys(scorer_name(nodes(item)) or "" for item in scores)))),
+            ("Latents", f"{plural(section.n_latents, 'latent')} in the primary comparison"),
+            ("Example sets", _grouped((item.name, _counts(lineage.counts(item))) for item in examples)),
+            (
+                "Primary endpoint",
+                f"{section.metric_title}, mean over latents; two-sided level {section.alpha:g}, "
+                f"equivalence margin ±{section.margin:g}",
+            ),
+        ]
+    return tuple(Setting(field=field, value=value) for field, value in lines if value)
+
+
+def _each(artifacts: Sequence[Artifact], file: str, describe: Callable[[Mapping[str, Any]], str]) -> str:
+    """The distinct descriptions of the artifacts."""
+    read = [read_json(artifact.file(file)) for artifact in artifacts]
+    return _grouped((data.get("hookpoint", ""), describe(data)) for data in read)
+
+
+def _grouped(items: Iterable[tuple[str, str]]) -> str:
+    """Texts by name, each distinct text once behind all its names."""
+    groups: dict[str, list[str]] = {}
+    for name, text in items:
+        groups.setdefault(text, []).append(name)
+    parts = []
+    for text, names in groups.items():
+        named = list(dict.fromkeys(name for name in names if name))
+        parts.append(f"{listing(named)}: {text}" if named else text)
+    return "; ".join(parts)
+
+
+def _subject(data: Mapping[str, Any]) -> str:
+    title = data.get("title") or data["model"]
+    revision = f" at {data['revision'][:12]}" if data.get("revision") else ""
+    size = f"{plural(data['num_layers'], 'layer')}, width {data['d_model']}, {data['dtype']}"
+    return f"{title} ({data['model']}{revision}), {size}"
+
+
+def _sae(data: Mapping[str, Any]) -> str:
+    return (
+        f"{data.get('activation', 'topk')}, {plural(data['num_latents'], 'latent')}, k = {data['k']}, "
+        f"{data.get('optimizer', 'optimizer not recorded')}"
+    )
+
+
+def _corpus(data: Mapping[str, Any]) -> str:
+    sources = listing([_source(item) for item in data["sources"]])
+    splits = ", ".join(f"{split} {number(count, 'count')}" for split, count in data["tokens"].items())
+    return f"{sources}; tokens: {splits}"
+
+
+def _source(item: Any) -> str:
+    return str(item.get("name", item)) if isinstance(item, Mapping) else str(item)
+
+
+def _health(artifacts: Sequence[Artifact]) -> str:
+    read = [read_json(artifact.file("health.json")) for artifact in artifacts]
+    if not read:
+        return ""
+    documents = " or ".join(dict.fromkeys(plural(data["documents"], "held-out document") for data in read))
+    tokens = sorted(data["tokens"] for data in read)
+    span = number(tokens[0], "count")
+    if tokens[-1] != tokens[0]:
+        span += f" to {number(tokens[-1], 'count')}"
+    splice = " or ".join(dict.fromkeys(data["splice"] for data in read))
+    return f"{documents}, {span} tokens a layer after masking, splice {splice}"
+
+
+def _counts(counts: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {number(value, 'count')}" for key, value in counts.items() if isinstance(value, int)
+    )

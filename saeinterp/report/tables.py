@@ -1,0 +1,64 @@
+"""The Parquet tables behind a report: written once by the step, read back by the renderers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeinterp.report.format import Style, number
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MEASURES: tuple[tuple[str, str, Style], ...] = (
+    ("f1", "F1", "score"),
+    ("f1_always_yes", "F1, always yes", "score"),
+    ("precision", "Precision", "score"),
+    ("recall", "Recall", "score"),
+    ("accuracy", "Accuracy", "score"),
+    ("balanced_accuracy", "Balanced accuracy", "score"),
+    ("mcc", "MCC", "score"),
+    ("auroc", "AUROC", "score"),
+    ("coverage", "Coverage", "share"),
+)
+"""Per-latent measures of one side: column, heading, style."""
+
+
+def write_table(folder: Path, name: str, table: pl.DataFrame) -> None:
+    """Write `<folder>/<name>.parquet`, compressed by zstd."""
+    table.write_parquet(folder / f"{name}.parquet", compression="zstd")
+
+
+def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same for rows; no rows, no file."""
+    import polars as pl
+
+    if rows:
+        write_table(folder, name, pl.DataFrame(rows, infer_schema_length=None))
+
+
+def read_table(folder: Path, name: str) -> dict[str, list[Any]] | None:
+    """The columns of a table in order, or None when the report has no such table."""
+    import polars as pl
+
+    path = folder / f"{name}.parquet"
+    return pl.read_parquet(path).to_dict(as_series=False) if path.exists() else None
+
+
+def plain_latents(latents: Mapping[str, list[Any]], limit: int) -> list[dict[str, Any]]:
+    """The first rows of the latent table with finished texts, for pages without scripts."""
+    return [
+        {
+            "index": index,
+            **{name: latents[name][index] for name in ("id", "hookpoint")},
+            "label_a": latents["explanation_a"][index],
+            "label_b": latents["explanation_b"][index],
+            "status": latents["status"][index].replace("_", " "),
+            "value_a": number(latents["value_a"][index], "score"),
+            "value_b": number(latents["value_b"][index], "score"),
+            "delta": number(latents["delta"][index], "difference"),
+            "density": number(latents["density"][index], "rate"),
+        }
+        for index in range(min(len(latents["id"]), limit))
+    ]

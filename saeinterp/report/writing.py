@@ -1,0 +1,165 @@
+"""The step that writes a report: artifacts to `results.json` and tables, and from these alone the two pages.
+
+The surprising choice: the renderers are given what was read back from disk, never the objects in memory,
+so whatever stands on a page is in `results.json` or a table beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from saeinterp.artifacts import TIMING, Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
+from saeinterp.config import recipe_of
+from saeinterp.progress import Progress, silent
+from saeinterp.report.collect import (
+    curve_rows,
+    density_rows,
+    layer_health,
+    layer_rows,
+    layer_training,
+    provenance,
+    timing_rows,
+)
+from saeinterp.report.dashboard import render_dashboard
+from saeinterp.report.explainers import explainer_section
+from saeinterp.report.findings import findings
+from saeinterp.report.latents import example_table, latent_table
+from saeinterp.report.lineage import Lineage
+from saeinterp.report.markdown import render_markdown
+from saeinterp.report.models import model_section
+from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
+from saeinterp.report.setup import setup_lines
+from saeinterp.report.tables import write_rows, write_table
+
+VERSION = 1
+T = TypeVar("T")
+
+
+def write_report_recipe(
+    *,
+    title: str,
+    explainer_comparison: Ref | None,
+    model_comparison: Ref | None,
+    health: Mapping[str, Sequence[Ref]],
+    saes: Mapping[str, Sequence[Ref]],
+    failures: Sequence[Failure],
+    config: BaseModel,
+) -> Recipe:
+    """The recipe of a report.
+
+    Args:
+        title: Heading of the report.
+        explainer_comparison: What `compare_explainers` makes, where explainers were compared.
+        model_comparison: What `compare_models` makes, where models (or model and control) were compared.
+        health: Model title to its `health` artifacts, in the order of the report.
+        saes: Model title to its `sae` artifacts.
+        failures: Steps that did not finish.
+        config: The run's configuration, printed in full.
+    """
+    given = [item for item in (explainer_comparison, model_comparison) if item is not None]
+    return Recipe(
+        kind="report",
+        name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "report",
+        version=VERSION,
+        config={
+            "title": title,
+            "explainer_comparison": explainer_comparison is not None,
+            "model_comparison": model_comparison is not None,
+            "health": [[side, len(items)] for side, items in health.items()],
+            "saes": [[side, len(items)] for side, items in saes.items()],
+            "failures": [failure.model_dump() for failure in failures],
+            "config": recipe_of(config),
+        },
+        inputs=(*given, *_flat(health), *_flat(saes)),
+    )
+
+
+def write_report(
+    *,
+    title: str,
+    explainer_comparison: Artifact | None,
+    model_comparison: Artifact | None,
+    health: Mapping[str, Sequence[Artifact]],
+    saes: Mapping[str, Sequence[Artifact]],
+    failures: Sequence[Failure],
+    config: BaseModel,
+    store: ArtifactStore,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
+
+    Wall times and hosts go into `timing.parquet` (artifact, seconds, at, host) and nowhere else.
+
+    Raises:
+        DamagedArtifactError: An input lacks a file.
+        MissingDependencyError: plotly is not installed.
+    """
+    report = progress or silent
+    recipe = write_report_recipe(
+        title=title,
+        explainer_comparison=explainer_comparison,
+        model_comparison=model_comparison,
+        health=health,
+        saes=saes,
+        failures=failures,
+        config=config,
+    )
+
+    def write(space: Workspace) -> None:
+        report(0, 3, "parts of the report")
+        lineage = Lineage(store)
+        roots = [item for item in (explainer_comparison, model_comparison) if item is not None]
+        roots += [*_flat(health), *_flat(saes)]
+        tables = space.out / "tables"
+        tables.mkdir()
+        latents = None
+        section = None
+        if explainer_comparison is not None:
+            section = explainer_section(explainer_comparison)
+            latents = latent_table(explainer_comparison, section, lineage)
+            write_table(tables, "latents", latents)
+            write_table(tables, "examples", example_table(explainer_comparison, lineage))
+        models = model_section(model_comparison) if model_comparison is not None else None
+        layers = tuple(layer_health(side, item) for side, items in health.items() for item in items)
+        write_rows(tables, "layers", layer_rows(layers, HEALTH_COLUMNS))
+        write_rows(tables, "curves", curve_rows(saes))
+        write_rows(tables, "density", density_rows(health))
+        results = Results(
+            title=title,
+            setup=setup_lines(roots, lineage, comparison=explainer_comparison, section=section),
+            explainers=section,
+            models=models,
+            layers=layers,
+            training=tuple(layer_training(side, item) for side, items in saes.items() for item in items),
+            failures=tuple(failures),
+            findings=findings(explainer_comparison, section, layers, latents, failures),
+            provenance=provenance(roots, lineage, config),
+        )
+        write_json(space.out / "results.json", results.model_dump(mode="json"))
+        report(1, 3, "parts of the report")
+        render(space.out)
+        report(3, 3, "parts of the report")
+        write_rows(space.out, Path(TIMING).stem, timing_rows(roots, lineage))
+        space.counts = {
+            "latents": len(latents) if latents is not None else 0,
+            "layers": len(layers),
+            "failures": len(failures),
+        }
+
+    return store.build(recipe, write)
+
+
+def render(folder: Path) -> None:
+    """Write `report.md` and `report.html` from `results.json` and `tables/` in the same folder."""
+    results = Results.model_validate(read_json(folder / "results.json"))
+    (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
+    (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
+
+
+def _flat(sides: Mapping[str, Sequence[T]]) -> list[T]:
+    return [item for items in sides.values() for item in items]

@@ -1,0 +1,60 @@
+"""TopK sparse autoencoders: the coder, its training, and the step that runs it. Names are loaded on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from saeinterp.sae.curves import CurveRow, Heldout, TimingRow, evaluate
+    from saeinterp.sae.kernels import Activation, TopKCode
+    from saeinterp.sae.launch import Launcher, launch_command, train_sae, train_sae_recipe
+    from saeinterp.sae.layers import TrainedLayers, train_saes
+    from saeinterp.sae.state import Group, TrainState
+    from saeinterp.sae.topk import TopKSae
+    from saeinterp.sae.trainer import Trainer
+
+_HOMES = {
+    "Activation": "kernels",
+    "CurveRow": "curves",
+    "Group": "state",
+    "Heldout": "curves",
+    "Launcher": "launch",
+    "TimingRow": "curves",
+    "TopKCode": "kernels",
+    "TopKSae": "topk",
+    "TrainState": "state",
+    "TrainedLayers": "layers",
+    "Trainer": "trainer",
+    "evaluate": "curves",
+    "launch_command": "launch",
+    "train_sae": "launch",
+    "train_sae_recipe": "launch",
+    "train_saes": "layers",
+}
+
+__all__ = [
+    "Activation",
+    "CurveRow",
+    "Group",
+    "Heldout",
+    "Launcher",
+    "TimingRow",
+    "TopKCode",
+    "TopKSae",
+    "TrainState",
+    "TrainedLayers",
+    "Trainer",
+    "evaluate",
+    "launch_command",
+    "train_sae",
+    "train_sae_recipe",
+    "train_saes",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that defines a public name: planning needs the recipes but not torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,52 @@
+"""The model under study: loading, corpora, hookpoints, activations."""
+
+from saeinterp.subject.activations import (
+    activation_bytes,
+    collect_activations,
+    collect_activations_recipe,
+)
+from saeinterp.subject.cache import ActivationCache
+from saeinterp.subject.contexts import Context, ContextBatch, Contexts, batches, documents, read_contexts
+from saeinterp.subject.corpora import build_corpus, build_corpus_recipe, estimate_tokens
+from saeinterp.subject.devices import fast_bfloat16, resolve_device, resolve_dtype
+from saeinterp.subject.hookpoints import blocks, capture, module_path, resolve, splice
+from saeinterp.subject.models import (
+    Subject,
+    load_subject,
+    load_tokenizer,
+    prepare_subject,
+    prepare_subject_recipe,
+    subject_info,
+    subject_width,
+)
+
+__all__ = [
+    "ActivationCache",
+    "Context",
+    "ContextBatch",
+    "Contexts",
+    "Subject",
+    "activation_bytes",
+    "batches",
+    "blocks",
+    "build_corpus",
+    "build_corpus_recipe",
+    "capture",
+    "collect_activations",
+    "collect_activations_recipe",
+    "documents",
+    "estimate_tokens",
+    "fast_bfloat16",
+    "load_subject",
+    "load_tokenizer",
+    "module_path",
+    "prepare_subject",
+    "prepare_subject_recipe",
+    "read_contexts",
+    "resolve",
+    "resolve_device",
+    "resolve_dtype",
+    "splice",
+    "subject_info",
+    "subject_width",
+]

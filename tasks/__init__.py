@@ -1,0 +1,1 @@
+"""Prefect tasks: one thin cached task per step of the library."""

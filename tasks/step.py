@@ -1,0 +1,108 @@
+"""Turn a library step into a task that can also be planned.
+
+`@step(recipe)` makes a Prefect task cached by recipe. Inside `planning()` submitting one records its
+recipe instead of running it, so that `plan` walks the very flow that `run` executes: there is one DAG.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import task
+from prefect.futures import PrefectFuture
+from prefect.tasks import Task
+
+from saeinterp.artifacts import Artifact, Recipe, Ref
+from saeinterp.report import Failure
+from tasks.caching import ByRecipe, recipe_for
+
+Pending = PrefectFuture[Artifact] | Recipe
+"""What `Step.submit` returns: a future, or a recipe while planning."""
+
+
+@dataclass
+class Plan:
+    """The steps a flow would run, in order, each with the inputs it was given."""
+
+    steps: list[tuple[Recipe, dict[str, Any]]] = field(default_factory=list)
+
+
+_PLAN: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[Plan]:
+    """Within this context submitted steps are recorded, not run."""
+    plan = Plan()
+    token = _PLAN.set(plan)
+    try:
+        yield plan
+    finally:
+        _PLAN.reset(token)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A library step as a Prefect task."""
+
+    recipe: Callable[..., Recipe]
+    task: Task[..., Artifact]
+
+    def submit(self, **inputs: Any) -> Pending:
+        """Submit to the flow's task runner (or record, while planning). Inputs may be futures."""
+        plan = _PLAN.get()
+        if plan is None:
+            return self.task.submit(**inputs)
+        recipe = recipe_for(self.recipe, inputs)
+        if all(recipe.folder != known.folder for known, _ in plan.steps):
+            plan.steps.append((recipe, inputs))
+        return recipe
+
+
+def step(recipe: Callable[..., Recipe]) -> Callable[[Callable[..., Artifact]], Step]:
+    """Make a step from a thin function; its `label` argument names the task run."""
+
+    def decorate(function: Callable[..., Artifact]) -> Step:
+        name = function.__name__.replace("_", "-")
+        make = task(
+            name=name,
+            task_run_name=name + " {label}",
+            cache_policy=ByRecipe(recipe=recipe),
+            persist_result=True,
+            result_serializer="json",
+        )
+        return Step(recipe=recipe, task=make(function))
+
+    return decorate
+
+
+def finished(pending: Pending) -> Ref:
+    """Wait for one step that the whole flow needs; its error ends the flow."""
+    if isinstance(pending, Recipe):
+        return pending
+    return pending.result()
+
+
+def settle(stage: str, side: str, pending: Mapping[str, Pending]) -> tuple[dict[str, Any], list[Failure]]:
+    """Wait for one step per layer and part the finished from the failed.
+
+    A layer whose input failed is in neither: its failure is reported once, at the stage where it arose.
+    """
+    done: dict[str, Any] = {}
+    failures: list[Failure] = []
+    for hookpoint, item in pending.items():
+        if isinstance(item, Recipe):
+            done[hookpoint] = item
+            continue
+        item.wait()
+        if item.state.is_completed():
+            done[hookpoint] = item.result()
+        elif not item.state.is_pending():
+            error = item.result(raise_on_failure=False)
+            text = str(error) or type(error).__name__
+            failures.append(Failure(stage=stage, hookpoint=hookpoint, side=side, error=text))
+    return done, failures

@@ -1,0 +1,227 @@
+"""The steps of every flow as tasks. Each calls one library function and returns its artifact.
+
+`label` only names the task run (`train-sae layers.9`); it never enters a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+from pydantic import BaseModel
+
+from saeinterp.artifacts import Artifact, ArtifactStore
+from saeinterp.compare import (
+    compare_explainers,
+    compare_explainers_recipe,
+    compare_models,
+    compare_models_recipe,
+)
+from saeinterp.config import (
+    CaptureConfig,
+    ComparisonConfig,
+    CorpusConfig,
+    ExamplesConfig,
+    ExplainerConfig,
+    HealthConfig,
+    LaunchConfig,
+    ScorerConfig,
+    Split,
+    SubjectConfig,
+    TrainingConfig,
+)
+from saeinterp.explain import (
+    control_explanations,
+    control_explanations_recipe,
+    explain,
+    explain_recipe,
+    score,
+    score_recipe,
+)
+from saeinterp.health import evaluate_health, evaluate_health_recipe
+from saeinterp.latents import build_examples, build_examples_recipe, cache_latents, cache_latents_recipe
+from saeinterp.report import Failure, write_report, write_report_recipe
+from saeinterp.sae import train_sae, train_sae_recipe
+from saeinterp.subject import (
+    build_corpus,
+    build_corpus_recipe,
+    collect_activations,
+    collect_activations_recipe,
+    prepare_subject,
+    prepare_subject_recipe,
+)
+from tasks.progress import listener
+from tasks.step import step
+from tasks.turns import TURN
+
+
+@step(prepare_subject_recipe)
+def prepare_model(config: SubjectConfig, label: str) -> Artifact:
+    """Find (and where needed convert) the model under study."""
+    with TURN:
+        return prepare_subject(config, store=ArtifactStore(), progress=listener(f"prepare {label}"))
+
+
+@step(build_corpus_recipe)
+def prepare_corpus(subject: Artifact, config: CorpusConfig, label: str) -> Artifact:
+    """Read, split and tokenise the text."""
+    return build_corpus(subject, config=config, store=ArtifactStore(), progress=listener("corpus"))
+
+
+@step(collect_activations_recipe)
+def capture_activations(
+    subject: Artifact, corpus: Artifact, config: CaptureConfig, splits: tuple[Split, ...], device: str, label: str
+) -> Artifact:
+    """Run the model once and store the activations of every hookpoint."""
+    with TURN:
+        return collect_activations(
+            subject,
+            corpus,
+            config=config,
+            splits=splits,
+            device=device,
+            store=ArtifactStore(),
+            progress=listener(f"capture {label}"),
+        )
+
+
+@step(train_sae_recipe)
+def train_layer(
+    activations: Artifact, hookpoint: str, config: TrainingConfig, launch: LaunchConfig, label: str
+) -> Artifact:
+    """Train one SAE in a child process."""
+    return train_sae(
+        activations,
+        hookpoint=hookpoint,
+        config=config,
+        launch=launch,
+        store=ArtifactStore(),
+        progress=listener(f"train {label}"),
+    )
+
+
+@step(evaluate_health_recipe)
+def grade_layer_health(
+    subject: Artifact,
+    corpus: Artifact,
+    activations: Artifact,
+    sae: Artifact,
+    hookpoint: str,
+    config: HealthConfig,
+    device: str,
+    label: str,
+) -> Artifact:
+    """Measure one layer's health on held-out text."""
+    with TURN:
+        return evaluate_health(
+            subject,
+            corpus,
+            activations,
+            sae,
+            hookpoint=hookpoint,
+            config=config,
+            device=device,
+            store=ArtifactStore(),
+            progress=listener(f"health {label}"),
+        )
+
+
+@step(cache_latents_recipe)
+def cache_layer_latents(activations: Artifact, sae: Artifact, hookpoint: str, label: str) -> Artifact:
+    """Encode the explain and score text with one SAE."""
+    with TURN:
+        return cache_latents(
+            activations, sae, hookpoint=hookpoint, store=ArtifactStore(), progress=listener(f"latents {label}")
+        )
+
+
+@step(build_examples_recipe)
+def freeze_examples(
+    latents: Artifact, corpus: Artifact, sae: Artifact, hookpoint: str, config: ExamplesConfig, label: str
+) -> Artifact:
+    """Choose latents and freeze their examples."""
+    with TURN:
+        return build_examples(
+            latents,
+            corpus,
+            sae,
+            hookpoint=hookpoint,
+            config=config,
+            store=ArtifactStore(),
+            progress=listener(f"examples {label}"),
+        )
+
+
+@step(explain_recipe)
+def explain_latents(
+    examples: Artifact, subject: Artifact, sae: Artifact, hookpoint: str, config: ExplainerConfig, label: str
+) -> Artifact:
+    """Write one explanation per latent."""
+    with TURN if config.kind == "llm" and (config.llm.provider == "in-process" or config.logit_lens) else nullcontext():
+        return explain(
+            examples,
+            subject,
+            sae,
+            hookpoint=hookpoint,
+            config=config,
+            store=ArtifactStore(),
+            progress=listener(f"explain {label}"),
+        )
+
+
+@step(control_explanations_recipe)
+def make_control(explanations: Artifact, control: Literal["permuted", "empty"], seed: int, label: str) -> Artifact:
+    """Replace the explanations by a control's."""
+    return control_explanations(explanations, control=control, seed=seed, store=ArtifactStore())
+
+
+@step(score_recipe)
+def score_explanations(explanations: Artifact, examples: Artifact, config: ScorerConfig, label: str) -> Artifact:
+    """Judge the explanations on examples their writer never saw."""
+    with TURN if config.llm.provider == "in-process" else nullcontext():
+        return score(explanations, examples, config=config, store=ArtifactStore(), progress=listener(f"score {label}"))
+
+
+@step(compare_explainers_recipe)
+def compare_scores(
+    a: Sequence[Artifact],
+    b: Sequence[Artifact],
+    controls: Mapping[str, Sequence[Artifact]],
+    config: ComparisonConfig,
+    label: str,
+) -> Artifact:
+    """Pair the scores of two explainers and test the difference."""
+    return compare_explainers(a, b, controls, config=config, store=ArtifactStore())
+
+
+@step(compare_models_recipe)
+def compare_health(
+    a: Sequence[Artifact], b: Sequence[Artifact], config: ComparisonConfig, names: tuple[str, str], label: str
+) -> Artifact:
+    """Compare the layer health of two models."""
+    return compare_models(a, b, config=config, names=names, store=ArtifactStore())
+
+
+@step(write_report_recipe)
+def render_report(
+    title: str,
+    explainer_comparison: Artifact | None,
+    model_comparison: Artifact | None,
+    health: Mapping[str, Sequence[Artifact]],
+    saes: Mapping[str, Sequence[Artifact]],
+    failures: Sequence[Failure],
+    config: BaseModel,
+    label: str,
+) -> Artifact:
+    """Write report.html, report.md, results.json and their tables."""
+    return write_report(
+        title=title,
+        explainer_comparison=explainer_comparison,
+        model_comparison=model_comparison,
+        health=health,
+        saes=saes,
+        failures=failures,
+        config=config,
+        store=ArtifactStore(),
+    )

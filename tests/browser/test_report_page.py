@@ -1,0 +1,260 @@
+"""The report in headless Chromium: complete without a network, usable by keyboard, safe with hostile text."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_reports import THEMES, World, build_world
+
+from saeinterp.artifacts import Artifact, ArtifactStore
+from saeinterp.report import write_report
+from saeinterp.report.format import number, with_interval
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on PATH: apt-get install chromium", allow_module_level=True)
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+expect = api.expect
+
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x00\u202e"
+
+
+class Visit:
+    """An open report and what it did: requests beyond its own file, console messages, errors."""
+
+    def __init__(self, browser: Any, report: Artifact, *, width: int = 1440, dark: bool = False) -> None:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", accept_downloads=True
+        )
+        self.page: Any = context.new_page()
+        self.results = json.loads(report.file("results.json").read_text(encoding="utf-8"))
+        self.requests: list[str] = []
+        self.problems: list[str] = []
+        url = report.file("report.html").as_uri()
+        self.page.on("request", lambda request: self.requests.append(request.url) if request.url != url else None)
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+
+    def scroll_through(self) -> None:
+        """Go to the end step by step, so that every plot is drawn."""
+        for figure in self.page.query_selector_all("figure"):
+            figure.scroll_into_view_if_needed()
+        expect(self.page.locator(".plot .loading")).to_have_count(0, timeout=60_000)
+        expect(self.page.locator(".plot .main-svg").first).to_be_visible()
+
+    def shown(self) -> list[str]:
+        """Ids of the rows that the table shows, in order."""
+        found: list[str] = self.page.eval_on_selector_all(
+            ".tabulator-row", "rows => rows.map(row => row.querySelector('button').textContent)"
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(ArtifactStore(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(scope="module")
+def report(world: World) -> Artifact:
+    return write_report(**world.arguments())
+
+
+@pytest.fixture
+def visit(browser: Any, report: Artifact) -> Iterator[Visit]:
+    opened = Visit(browser, report)
+    yield opened
+    opened.page.context.close()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
+def test_the_page_makes_no_request_and_no_complaint(browser: Any, report: Artifact, width: int, dark: bool) -> None:
+    visit = Visit(browser, report, width=width, dark=dark)
+    visit.scroll_through()
+    visit.page.locator(".tabulator-row button").first.click()
+    assert visit.requests == []
+    assert visit.problems == []
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    visit.page.context.close()
+
+
+def test_every_number_of_the_verdict_card_is_the_one_in_the_results_file(visit: Visit) -> None:
+    shown = visit.page.eval_on_selector_all(
+        "#verdict data", "items => items.map(item => [item.dataset.path, item.value, item.textContent])"
+    )
+    assert len(shown) >= 12
+    for path, value, text in shown:
+        stored: Any = visit.results
+        for part in path.split("."):
+            stored = stored[int(part)] if part.isdigit() else stored[part]
+        assert float(value) == stored["value"]
+        assert text == with_interval(stored["value"], stored["low"], stored["high"], stored["style"])[0]
+    assert visit.page.locator("#verdict .sentence").inner_text() == visit.results["explainers"]["sentence"]
+
+
+def test_the_first_screen_holds_the_whole_answer(visit: Visit) -> None:
+    box = visit.page.locator("#verdict .tiles").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 900
+
+
+def test_columns_sort_by_value_with_missing_ones_last(visit: Visit) -> None:
+    head = visit.page.locator('.tabulator-col[tabulator-field="value_b"] .tabulator-col-title').first
+    head.click()
+    texts = visit.page.eval_on_selector_all(
+        '.tabulator-row [tabulator-field="value_b"] > span', "cells => cells.map(cell => cell.firstChild.data)"
+    )
+    known = [float(text) for text in texts if text != "NA"]
+    assert known == sorted(known, reverse=True)
+    assert len(known) > 5
+    assert visit.page.locator('.tabulator-col[tabulator-field="value_b"]').get_attribute("aria-sort") == "descending"
+
+
+def test_header_and_quick_filters_say_how_many_are_left(visit: Visit) -> None:
+    count = visit.page.locator("#latent-count")
+    assert count.get_attribute("aria-live") == "polite"
+    assert count.inner_text() == "21 of 21 latents shown"
+    visit.page.get_by_role("button", name="Failed (3)").click()
+    expect(count).to_have_text("3 of 21 latents shown")
+    assert visit.shown() == ["L5_F302", "L10_F302", "L15_F302"]
+    visit.page.get_by_role("button", name="All (21)").click()
+    visit.page.locator('.tabulator-col[tabulator-field="label_b"] input').press_sequentially("paris")
+    expect(count).to_have_text("3 of 21 latents shown")
+    visit.page.locator('.tabulator-col[tabulator-field="value_b"] input').press_sequentially("0.7")
+    expect(count).not_to_have_text("3 of 21 latents shown")
+    rows = visit.page.eval_on_selector_all(
+        '.tabulator-row [tabulator-field="value_b"] > span', "cells => cells.map(cell => cell.firstChild.data)"
+    )
+    assert all(float(row) >= 0.7 for row in rows)
+
+
+def test_the_row_detail_opens_by_keyboard_steps_and_gives_the_focus_back(visit: Visit) -> None:
+    page = visit.page
+    page.locator('.tabulator-row[tabindex="0"]').first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    drawer = page.locator("dialog[open]")
+    assert drawer.locator("h2").inner_text() == "L5_F108"
+    assert page.url.endswith("#latent=L5_F108")
+    assert drawer.locator("tbody tr:not(.band-row)").count() >= 35
+    assert "Loop statements and iteration" in drawer.locator(".pair").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert drawer.locator("h2").inner_text() == "L5_F205"
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    expect(page.locator(".tabulator-row:focus")).to_have_attribute("data-index", "2")
+
+
+def test_activating_tokens_are_marked_by_colour_and_by_underline(visit: Visit) -> None:
+    visit.page.locator(".tabulator-row button").first.click()
+    token = visit.page.locator("dialog .tok").first
+    style = token.evaluate(
+        "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).textDecorationLine]"
+    )
+    assert style[0] not in ("rgba(0, 0, 0, 0)", "transparent")
+    assert style[1] == "underline"
+    assert (token.get_attribute("title") or "").startswith("activation ")
+
+
+def test_only_wrong_or_missing_verdicts_can_be_shown(visit: Visit) -> None:
+    visit.page.locator(".tabulator-row button").first.click()
+    toggle = visit.page.locator("dialog button[aria-pressed]")
+    expected = int(toggle.inner_text().split()[2])
+    toggle.click()
+    rows = visit.page.locator("dialog .examples").first.locator("tbody tr:not(.band-row)")
+    assert rows.count() == expected
+    assert all(row.locator(".ko").count() for row in rows.all())
+
+
+def test_a_link_to_a_latent_opens_it(browser: Any, report: Artifact) -> None:
+    page = browser.new_page()
+    page.goto(report.file("report.html").as_uri() + "#latent=L15_F11")
+    page.wait_for_selector("dialog[open]")
+    assert page.locator("dialog h2").inner_text() == "L15_F11"
+    page.close()
+
+
+def test_a_mark_of_the_scatter_opens_its_latent_and_filters_dim_the_rest(visit: Visit) -> None:
+    visit.scroll_through()
+    page = visit.page
+    page.get_by_role("button", name="Failed (3)").click()
+    expect(page.locator('#plot-scatter .point[style*="opacity: 0.12"]')).not_to_have_count(0)
+    page.locator("#plot-scatter").scroll_into_view_if_needed()
+    page.locator("#plot-scatter .point").first.click(force=True)
+    page.wait_for_selector("dialog[open]")
+    assert page.locator("dialog h2").inner_text().startswith("L")
+
+
+def test_the_download_holds_the_filtered_rows_with_raw_numbers(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Failed (3)").click()
+    expect(visit.page.locator("#latent-count")).to_have_text("3 of 21 latents shown")
+    with visit.page.expect_download() as download:
+        visit.page.locator("#latent-csv").click()
+    path = Path(download.value.path())
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    assert [row["Latent"] for row in rows] == ["L5_F302", "L10_F302", "L15_F302"]
+    assert len(rows[0]["F1 B"]) > len(number(float(rows[0]["F1 B"]), "score"))
+
+
+def test_hostile_labels_tokens_and_replies_do_not_run(browser: Any, tmp_path: Path) -> None:
+    themes = tuple((theme[0], ("<script>", "</td>", "\x1b", "\u202e"), EVIL, f"={EVIL}") for theme in THEMES)
+    world = build_world(
+        ArtifactStore(tmp_path / "runs"), control=False, hookpoints=("layers.5",), themes=themes, hostile_reply=EVIL
+    )
+    visit = Visit(browser, write_report(**world.arguments()))
+    page = visit.page
+    page.locator(".tabulator-row button").first.click()
+    page.locator("dialog summary").first.click()
+    page.keyboard.press("Escape")
+    visit.scroll_through()
+    assert page.title() == world.arguments()["title"]
+    assert page.locator("img").count() == 0
+    assert visit.problems == []
+    assert visit.requests == []
+    page.context.close()
+
+
+def test_without_scripts_every_table_is_still_there(browser: Any, report: Artifact) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report.file("report.html").as_uri())
+    assert page.locator(".plain-latents tbody tr").count() == 21
+    assert page.locator("#verdict .sentence").is_visible()
+    context.close()
+
+
+def test_no_accessibility_rule_is_broken(browser: Any, report: Artifact) -> None:
+    if importlib.util.find_spec("axe_playwright_python") is None:
+        pytest.skip("axe is not installed: pip install --no-deps axe-playwright-python")
+    from axe_playwright_python.sync_playwright import Axe
+
+    for dark in (False, True):
+        visit = Visit(browser, report, dark=dark)
+        visit.scroll_through()
+        # axe is injected by the tester, outside the page's policy.
+        for opened in (False, True):
+            if opened:
+                visit.page.locator(".tabulator-row button").first.click()
+            found = Axe().run(visit.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"]}).response["violations"]
+            broken = [(item["id"], [node["target"] for node in item["nodes"]][:3]) for item in found]
+            assert broken == [], f"dark={dark} opened={opened}"
+        visit.page.context.close()

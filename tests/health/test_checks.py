@@ -1,0 +1,81 @@
+"""Integrity checks on numbers that contradict each other, as those of the seed reports did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from saeinterp.health import integrity_checks
+
+SOUND: dict[str, Any] = {
+    "tokens": 1000,
+    "rows": 1040,
+    "masked_tokens": {"position0": 30, "special": 6, "norm": 4},
+    "l0_mean": 31.5,
+    "l0_max": 32,
+    "k": 32,
+    "num_latents": 400,
+    "dead": 50,
+    "alive": 350,
+    "dead_fraction": 0.125,
+    "always_on": 2,
+    "firings": 31500,
+    "density_histogram": {"log10_edges": [-0.5, -0.25, 0.0], "counts": [340, 10]},
+    "explained_variance": {"value": 0.75},
+    "fvu": {"value": 0.25},
+    "ce_zero": 10.80267,
+    "uniform_ce": 10.802672816507345,
+    "mask_difference": 0,
+}
+
+
+def failed(row: dict[str, Any]) -> list[str]:
+    return [check.name for check in integrity_checks(row) if not check.passed]
+
+
+def test_a_sound_table_passes_every_check() -> None:
+    assert len(integrity_checks(SOUND)) == 11
+    assert failed(SOUND) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"l0_max": 33}, "L0 ≤ k"),
+        ({"dead": 51}, "dead + alive = latents"),
+        ({"always_on": 32}, "always on ≤ mean L0"),
+        ({"firings": 31501}, "firings = tokens × mean L0"),
+        (
+            {"density_histogram": {"log10_edges": [-0.25, 0.0], "counts": [349]}},
+            "density histogram counts every latent",
+        ),
+        ({"masked_tokens": {"position0": 30, "special": 6, "norm": 5}}, "evaluated + masked = all tokens"),
+        ({"fvu": {"value": 0.26}}, "explained variance + FVU = 1"),
+        ({"ce_zero": 10.9}, "zeroing makes the output uniform: CE = ln V"),
+        ({"mask_difference": 3}, "masked rows are those masked in training"),
+    ],
+)
+def test_one_wrong_number_fails_its_own_rule(change: dict[str, Any], rule: str) -> None:
+    assert rule in failed({**SOUND, **change})
+
+
+@pytest.mark.parametrize("dead_fraction", [0.7845, 0.6532, 0.7218, 0.8912])
+def test_dead_fractions_that_400_latents_cannot_have_are_caught(dead_fraction: float) -> None:
+    assert failed({"dead_fraction": dead_fraction, "num_latents": 400}) == ["dead fraction × latents is an integer"]
+
+
+def test_an_l0_above_the_alive_latents_is_caught_from_a_table_of_three_columns() -> None:
+    # Seed report 2, Finance layer 28: 54.3 active of 43.5 alive; at k = 32 as well.
+    row = {"l0_mean": 54.3, "num_latents": 400, "dead_fraction": 1 - 43.5 / 400, "k": 32}
+    assert failed(row)[:2] == ["L0 ≤ k", "L0 ≤ alive latents"]
+
+
+def test_what_is_not_in_the_table_is_not_checked() -> None:
+    assert [check.name for check in integrity_checks({"l0_mean": 30.0, "k": 32})] == ["L0 ≤ k"]
+    assert integrity_checks({"uniform_ce": None, "ce_zero": 3.0, "fvu": {"value": None}}) == ()
+
+
+def test_details_name_the_numbers() -> None:
+    (check,) = integrity_checks({"l0_max": 33, "k": 32})
+    assert check == ("L0 ≤ k", False, "largest L0 33, k = 32")

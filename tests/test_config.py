@@ -1,0 +1,102 @@
+"""Configuration: frozen, strict, with errors that name the field and the nearest valid name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saeinterp.config import (
+    CompareExplainersConfig,
+    LaunchConfig,
+    SubjectConfig,
+    TrainSaesConfig,
+    dump_config,
+    load_config,
+    parse_config,
+    recipe_of,
+)
+from saeinterp.errors import ConfigError
+from saeinterp.ids import LatentId, layer_of
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("training:\n  num_latent: 64\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'training.num_latent' \(did you mean 'num_latents'\?\)"):
+        load_config(TrainSaesConfig, path)
+
+
+def test_an_unknown_key_inside_a_list_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"corpus.sources.0.nmae.*did you mean 'name'"):
+        parse_config(TrainSaesConfig, {"corpus": {"sources": [{"nmae": "x"}]}})
+
+
+def test_k_above_the_dictionary_is_refused_with_both_values() -> None:
+    with pytest.raises(ConfigError, match="k = 128 exceeds num_latents = 64"):
+        load_config(TrainSaesConfig, None, ["training.k=128", "training.num_latents=64"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("training.k", "not an assignment"), ("training.k.x=1", "is a value"), ("training.k=many", "training.k")],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrainSaesConfig, None, ["training.k=8", override])
+
+
+def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(TrainSaesConfig, tmp_path / "nowhere.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(TrainSaesConfig, bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="no mapping"):
+        load_config(TrainSaesConfig, bad)
+
+
+def test_yaml_round_trips(tmp_path: Path) -> None:
+    config = load_config(CompareExplainersConfig, None, ["training.k=7", "explainer_a.label=Grüße"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(CompareExplainersConfig, path) == config
+
+
+def test_where_and_how_fast_stay_out_of_recipes() -> None:
+    assert recipe_of(SubjectConfig(device="cuda:1")) == recipe_of(SubjectConfig(device="cpu"))
+    assert recipe_of(LaunchConfig(parallel=1)) == recipe_of(LaunchConfig(parallel=8))
+    assert recipe_of(SubjectConfig(weights="random")) != recipe_of(SubjectConfig())
+
+
+def test_every_field_has_a_description() -> None:
+    schema = CompareExplainersConfig.model_json_schema()
+    bare = [
+        f"{name}.{field}"
+        for name, model in schema["$defs"].items()
+        for field, info in model.get("properties", {}).items()
+        if "description" not in info and "$ref" not in str(info)
+    ]
+    assert bare == []
+
+
+@given(st.integers(0, 200), st.none() | st.integers(0, 30), st.integers(0, 10**6))
+def test_latent_ids_round_trip(layer: int, position: int | None, latent: int) -> None:
+    ident = LatentId(layer, position, latent)
+    assert LatentId.parse(str(ident)) == ident
+
+
+@pytest.mark.parametrize("text", ["", "F3", "L1_F", "L1_F3 ", "L-1_F3", "L1_P_F3", "l1_f3"])
+def test_other_text_is_no_latent_id(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a latent id"):
+        LatentId.parse(text)
+
+
+def test_hookpoints_name_their_block() -> None:
+    assert [layer_of(name) for name in ("layers.9", "model.layers.12", "transformer.h.3")] == [9, 12, 3]
+    with pytest.raises(ConfigError, match="names no block"):
+        layer_of("embed")
