@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saeinterp.artifacts import Artifact, Ref, read_json
 from saeinterp.config import (
@@ -18,6 +18,7 @@ from saeinterp.config import (
     SubjectConfig,
     TrainingConfig,
 )
+from saeinterp.subject import streams
 from tasks import steps
 from tasks.step import Pending, finished
 
@@ -50,26 +51,24 @@ def prepare(config: SubjectConfig, corpus: CorpusConfig, *, side: str) -> tuple[
 
 def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: Pipeline, *, side: str) -> Lane:
     """One pass over the text, then one SAE and one health grade per hookpoint."""
+    streamed = streams(subject, corpus, pipeline.capture, subject_config=config, corpus_config=pipeline.corpus)
     cache = finished(
         steps.capture_activations.submit(
             subject=subject,
             corpus=corpus,
             config=pipeline.capture,
-            splits=("train", "health"),
+            splits=("health",) if streamed else ("train", "health"),
             device=config.device,
             label=side,
         )
     )
-    saes = {
-        hookpoint: steps.train_layer.submit(
-            activations=cache,
-            hookpoint=hookpoint,
-            config=pipeline.training,
-            launch=pipeline.launch,
-            label=f"{hookpoint} {side}",
-        )
-        for hookpoint in pipeline.capture.hookpoints
+    text = {
+        "subject": subject if streamed else None,
+        "corpus": corpus if streamed else None,
+        "capture": pipeline.capture if streamed else None,
+        "device": config.device,
     }
+    saes = _train(cache, text, pipeline, side=side)
     health = {
         hookpoint: steps.grade_layer_health.submit(
             subject=subject,
@@ -84,6 +83,36 @@ def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: 
         for hookpoint, sae in saes.items()
     }
     return Lane(side=side, config=config, subject=subject, saes=saes, health=health)
+
+
+def _train(cache: Ref, text: Mapping[str, Any], pipeline: Pipeline, *, side: str) -> dict[str, Pending]:
+    """One SAE per hookpoint; those that share a process are trained ahead of their own tasks, which then find them."""
+    hookpoints = pipeline.capture.hookpoints
+    together = pipeline.launch.together or (len(hookpoints) if text["subject"] is not None else 1)
+    saes: dict[str, Pending] = {}
+    for start in range(0, len(hookpoints), together):
+        some = hookpoints[start : start + together]
+        after = []
+        if len(some) > 1:
+            after = steps.train_together.submit(
+                activations=cache,
+                hookpoints=some,
+                config=pipeline.training,
+                launch=pipeline.launch,
+                label=f"{', '.join(some)} {side}",
+                **text,
+            )
+        for hookpoint in some:
+            saes[hookpoint] = steps.train_layer.submit(
+                activations=cache,
+                hookpoint=hookpoint,
+                config=pipeline.training,
+                launch=pipeline.launch,
+                label=f"{hookpoint} {side}",
+                after=after,
+                **text,
+            )
+    return saes
 
 
 def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> dict[str, Pending]:

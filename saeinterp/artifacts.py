@@ -140,6 +140,51 @@ class Workspace:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+class Build:
+    """One recipe opened for building; see `ArtifactStore.open`.
+
+    Attributes:
+        artifact: The finished artifact, or None while it is being made.
+    """
+
+    def __init__(self, recipe: Recipe, final: Path, space: Workspace | None, artifact: Artifact | None) -> None:
+        self.recipe = recipe
+        self.artifact = artifact
+        self._final = final
+        self._space = space
+        self._started = time.time()
+
+    @property
+    def space(self) -> Workspace:
+        """Where to write."""
+        assert self._space is not None, "this artifact is already there"
+        return self._space
+
+    def publish(self) -> Artifact:
+        """Write the manifest and make what lies in `space.out` the artifact."""
+        out, final = self.space.out, self._final
+        _write_manifest(self.recipe, self.space, seconds=time.time() - self._started)
+        artifact = Artifact(kind=self.recipe.kind, name=self.recipe.name, hash=self.recipe.hash, path=final)
+        try:
+            os.rename(out, final)
+        except OSError as error:
+            if not (final / MANIFEST).exists():
+                raise ArtifactError(
+                    f"cannot publish: {error.strerror}",
+                    got=str(final),
+                    next_step="remove that folder and run again",
+                ) from error
+            log.info("%s was published by another run; using that one", artifact.id)
+        _fsync_folder(final.parent)
+        self.artifact = artifact
+        return artifact
+
+    def finished(self) -> Artifact:
+        """The artifact, which must be there by now."""
+        assert self.artifact is not None, "not published"
+        return self.artifact
+
+
 class ArtifactStore:
     """The artifacts below one root folder.
 
@@ -176,12 +221,24 @@ class ArtifactStore:
     def build(self, recipe: Recipe, write: Callable[[Workspace], None]) -> Artifact:
         """Return the artifact of `recipe`, making it with `write` when it is not there.
 
-        `write` fills `workspace.out` and may set `workspace.counts`. A damaged artifact is moved aside
-        to `<root>/.damaged` and made again. When two runs race, the first to publish wins and the other
-        adopts its folder.
+        `write` fills `workspace.out` and may set `workspace.counts`. See `open` for damage, races and errors.
+        """
+        with self.open(recipe) as build:
+            if build.artifact is None:
+                write(build.space)
+                build.publish()
+            return build.finished()
+
+    @contextlib.contextmanager
+    def open(self, recipe: Recipe) -> Iterator[Build]:
+        """Open a recipe for building: `artifact` is set where it exists; else fill `space` and call `publish`.
+
+        For steps that make several artifacts at once, and publish each as soon as it is done. A damaged artifact is
+        moved aside to `<root>/.damaged` and made again. When two runs race, the first to publish wins and the other
+        adopts its folder. Without `publish` nothing becomes visible, and `space.work` is kept.
 
         Raises:
-            ArtifactError: The root cannot be written.
+            ArtifactError: The root cannot be written, or the disk is full.
         """
         try:
             existing = self.find(recipe)
@@ -190,11 +247,11 @@ class ArtifactStore:
             existing = None
         if existing is not None:
             log.info("%s is already there", existing.id)
-            return existing
-        final = self.root / recipe.folder
+            yield Build(recipe, existing.path, None, existing)
+            return
+        scratch = self.root / ".scratch"
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.root / ".scratch"
+            (self.root / recipe.folder).parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(
@@ -206,18 +263,12 @@ class ArtifactStore:
             ) from error
         self.sweep()
         with _work_folder(self.root / ".work" / recipe.folder) as work:
-            out = (
-                scratch
-                / f"{recipe.folder.replace('/', '_')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            )
+            place = f"{recipe.folder.replace('/', '_')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            out = scratch / place
             out.mkdir()
+            build = Build(recipe, self.root / recipe.folder, Workspace(out=out, work=work), None)
             try:
-                started = time.time()
-                space = Workspace(out=out, work=work)
-                # Another run may have published while this one waited for a slot.
-                write(space)
-                _write_manifest(recipe, space, seconds=time.time() - started)
-                artifact = self._publish(recipe, out, final)
+                yield build
             except OSError as error:
                 if error.errno in (28, 122):  # ENOSPC, EDQUOT
                     raise ArtifactError(
@@ -229,7 +280,8 @@ class ArtifactStore:
                 raise
             finally:
                 shutil.rmtree(out, ignore_errors=True)
-        return artifact
+            if build.artifact is not None:  # a step that failed keeps what it can resume from
+                shutil.rmtree(work, ignore_errors=True)
 
     def sweep(self) -> int:
         """Remove scratch folders left by processes of this host that are gone; returns how many."""
@@ -241,21 +293,6 @@ class ArtifactStore:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
-
-    def _publish(self, recipe: Recipe, out: Path, final: Path) -> Artifact:
-        artifact = Artifact(kind=recipe.kind, name=recipe.name, hash=recipe.hash, path=final)
-        try:
-            os.rename(out, final)
-        except OSError as error:
-            if not (final / MANIFEST).exists():
-                raise ArtifactError(
-                    f"cannot publish: {error.strerror}",
-                    got=str(final),
-                    next_step="remove that folder and run again",
-                ) from error
-            log.info("%s was published by another run; using that one", artifact.id)
-        _fsync_folder(final.parent)
-        return artifact
 
     def _set_aside(self, recipe: Recipe, error: DamagedArtifactError) -> None:
         grave = self.root / ".damaged"
@@ -421,8 +458,6 @@ def _work_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(private, ignore_errors=True)
             return
         yield path
-        # Reached only when the step succeeded: a failed one keeps what it can resume from.
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def dependencies(artifacts: Sequence[Artifact]) -> list[dict[str, str]]:

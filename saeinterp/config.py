@@ -133,6 +133,11 @@ class CaptureConfig(Config):
     """Rows whose norm exceeds this multiple of the median are masked (attention sinks), in training and evaluation."""
     disk_budget_gb: float = place(50.0)
     """Refuse to write more than this."""
+    source: Literal["auto", "cache", "stream"] = place("auto")
+    """Where training rows come from: files of activations (`cache`), or the running model through a mixing buffer
+    (`stream`); `auto` streams when the files would exceed `disk_budget_gb`."""
+    buffer_rows: int = place(131_072)
+    """Rows of the mixing buffer when streaming; every SAE sees them in an order of its own."""
 
 
 class TrainingConfig(Config):
@@ -170,21 +175,53 @@ class TrainingConfig(Config):
     """Held-out rows for the FVU of the curves."""
     checkpoint_seconds: float = place(60.0)
     """Seconds between checkpoints."""
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={"in_recipe": False})
+    """Fields that differ at some hookpoints, as in `{layers.15: {k: 64, lr: 0.002}}`."""
 
     @model_validator(mode="after")
-    def _k_fits(self) -> TrainingConfig:
+    def _fits(self) -> TrainingConfig:
         if self.k > self.num_latents:
             raise ValueError(f"k = {self.k} exceeds num_latents = {self.num_latents}; lower k or raise num_latents")
+        for hookpoint in self.overrides:
+            self.at(hookpoint)
         return self
+
+    def at(self, hookpoint: str) -> TrainingConfig:
+        """The configuration of one hookpoint's SAE, `overrides` applied and dropped.
+
+        Raises:
+            ValueError: An override names no field of this model, or has a value the field refuses.
+        """
+        changed = self.overrides.get(hookpoint, {})
+        unknown = [name for name in changed if name not in type(self).model_fields or name == "overrides"]
+        if unknown:
+            known = sorted(set(type(self).model_fields) - {"overrides"})
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise ValueError(f"overrides.{hookpoint}: no field {unknown[0]!r}{hint}")
+        values = {**self.model_dump(exclude={"overrides"}), **changed}
+        try:
+            return TrainingConfig.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in ("overrides", hookpoint, *first["loc"]))
+            raise ValueError(f"{place}: {first['msg']} (got {first['input']!r})") from error
 
 
 class LaunchConfig(Config):
-    """How training is started. `processes` and `threads` change the rounding, so they enter the recipe."""
+    """How training is started. `processes`, `threads` and `spread` change the rounding, so they enter the recipe."""
 
     processes: int = Field(1, ge=1)
     """Processes per SAE (data parallel)."""
     parallel: int = place(2)
     """Layers worked on at once."""
+    together: int | None = Field(None, ge=1, json_schema_extra={"in_recipe": False})
+    """SAEs of one shape that a process trains as one batched problem; empty is all when streaming, else one."""
+    spread: Literal["rows", "saes"] = "rows"
+    """Several processes split every batch (`rows`), or each trains SAEs of its own (`saes`, with `together` > 1)."""
+    command: tuple[str, ...] = place(())
+    """A launcher of your own, as in `[srun, torchrun, --nnodes, "2", ...]`; `-m saeinterp.sae.training --job FILE`
+    is added."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per training process; empty shares the cores out over `parallel`."""
     timeout_minutes: float = place(24 * 60.0)
@@ -318,6 +355,15 @@ class ComparisonConfig(Config):
     """Compare sides that differ in what should be equal; the report then carries a banner."""
 
 
+def _overrides_have_a_hookpoint(config: Any) -> Any:
+    """Refuse overrides for hookpoints that are not captured: a typing error would go unseen."""
+    known = config.capture.hookpoints
+    for name in config.training.overrides:
+        if name not in known:
+            raise ValueError(f"training.overrides: {name!r} is not among capture.hookpoints ({', '.join(known)})")
+    return config
+
+
 class TrainSaesConfig(Config):
     """Train one SAE per hookpoint and grade each layer's health."""
 
@@ -327,6 +373,8 @@ class TrainSaesConfig(Config):
     training: TrainingConfig = TrainingConfig()
     launch: LaunchConfig = LaunchConfig()
     health: HealthConfig = HealthConfig()
+
+    _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
 
 
 class ExplainFeaturesConfig(TrainSaesConfig):
@@ -363,6 +411,8 @@ class CompareModelsConfig(Config):
     launch: LaunchConfig = LaunchConfig()
     health: HealthConfig = HealthConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+
+    _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
 
 
 C = TypeVar("C", bound=BaseModel)

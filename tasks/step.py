@@ -7,7 +7,7 @@ recipe instead of running it, so that `plan` walks the very flow that `run` exec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,11 +52,11 @@ class Step:
     recipe: Callable[..., Recipe]
     task: Task[..., Artifact]
 
-    def submit(self, **inputs: Any) -> Pending:
-        """Submit to the flow's task runner (or record, while planning). Inputs may be futures."""
+    def submit(self, *, after: Sequence[PrefectFuture[Any]] = (), **inputs: Any) -> Pending:
+        """Submit to the flow's task runner (or record, while planning); inputs may be futures, `after` is waited for."""
         plan = _PLAN.get()
         if plan is None:
-            return self.task.submit(**inputs)
+            return self.task.submit(**inputs, wait_for=after)
         recipe = recipe_for(self.recipe, inputs)
         if all(recipe.folder != known.folder for known, _ in plan.steps):
             plan.steps.append((recipe, inputs))
@@ -78,6 +78,23 @@ def step(recipe: Callable[..., Recipe]) -> Callable[[Callable[..., Artifact]], S
         return Step(recipe=recipe, task=make(function))
 
     return decorate
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A task that makes the artifacts of later steps ahead of them; it has no artifact of its own."""
+
+    task: Task[..., None]
+
+    def submit(self, **inputs: Any) -> list[PrefectFuture[Any]]:
+        """Submit to the flow's task runner; nothing while planning."""
+        return [] if _PLAN.get() is not None else [self.task.submit(**inputs)]
+
+
+def ahead(function: Callable[..., None]) -> Ahead:
+    """Make such a task from a thin function; its `label` argument names the task run."""
+    name = function.__name__.replace("_", "-")
+    return Ahead(task(name=name, task_run_name=name + " {label}")(function))
 
 
 def finished(pending: Pending) -> Ref:

@@ -42,7 +42,7 @@ from saeinterp.explain import (
 from saeinterp.health import evaluate_health, evaluate_health_recipe
 from saeinterp.latents import build_examples, build_examples_recipe, cache_latents, cache_latents_recipe
 from saeinterp.report import Failure, write_report, write_report_recipe
-from saeinterp.sae import train_sae, train_sae_recipe
+from saeinterp.sae import train_sae, train_sae_recipe, train_saes
 from saeinterp.subject import (
     build_corpus,
     build_corpus_recipe,
@@ -52,7 +52,7 @@ from saeinterp.subject import (
     prepare_subject_recipe,
 )
 from tasks.progress import listener
-from tasks.step import step
+from tasks.step import ahead, step
 from tasks.turns import TURN
 
 
@@ -86,9 +86,44 @@ def capture_activations(
         )
 
 
+@ahead
+def train_together(
+    activations: Artifact,
+    hookpoints: Sequence[str],
+    config: TrainingConfig,
+    launch: LaunchConfig,
+    subject: Artifact | None,
+    corpus: Artifact | None,
+    capture: CaptureConfig | None,
+    device: str,
+    label: str,
+) -> None:
+    """Train the SAEs of several layers in one child process; what fails is left to the layer's own task."""
+    train_saes(
+        activations,
+        hookpoints=hookpoints,
+        config=config,
+        launch=launch,
+        subject=subject,
+        corpus=corpus,
+        capture=capture,
+        device=device,
+        store=ArtifactStore(),
+        progress=listener(f"train {label}"),
+    )
+
+
 @step(train_sae_recipe)
 def train_layer(
-    activations: Artifact, hookpoint: str, config: TrainingConfig, launch: LaunchConfig, label: str
+    activations: Artifact,
+    hookpoint: str,
+    config: TrainingConfig,
+    launch: LaunchConfig,
+    subject: Artifact | None,
+    corpus: Artifact | None,
+    capture: CaptureConfig | None,
+    device: str,
+    label: str,
 ) -> Artifact:
     """Train one SAE in a child process."""
     return train_sae(
@@ -96,6 +131,10 @@ def train_layer(
         hookpoint=hookpoint,
         config=config,
         launch=launch,
+        subject=subject,
+        corpus=corpus,
+        capture=capture,
+        device=device,
         store=ArtifactStore(),
         progress=listener(f"train {label}"),
     )

@@ -8,29 +8,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from saeinterp.sae.curves import CurveRow, Heldout, TimingRow, evaluate
     from saeinterp.sae.kernels import Activation, TopKCode
-    from saeinterp.sae.launch import Launcher, launch_command, train_sae, train_sae_recipe
-    from saeinterp.sae.layers import TrainedLayers, train_saes
-    from saeinterp.sae.state import Group, TrainState
+    from saeinterp.sae.launch import (
+        Launcher,
+        TrainedLayers,
+        launch_command,
+        train_sae,
+        train_sae_recipe,
+        train_saes,
+    )
+    from saeinterp.sae.run import Run
     from saeinterp.sae.topk import TopKSae
-    from saeinterp.sae.trainer import Trainer
+    from saeinterp.sae.trainer import Group, Trainer
 
 _HOMES = {
     "Activation": "kernels",
     "CurveRow": "curves",
-    "Group": "state",
+    "Group": "trainer",
     "Heldout": "curves",
     "Launcher": "launch",
+    "Run": "run",
     "TimingRow": "curves",
     "TopKCode": "kernels",
     "TopKSae": "topk",
-    "TrainState": "state",
-    "TrainedLayers": "layers",
+    "TrainedLayers": "launch",
     "Trainer": "trainer",
     "evaluate": "curves",
     "launch_command": "launch",
     "train_sae": "launch",
     "train_sae_recipe": "launch",
-    "train_saes": "layers",
+    "train_saes": "launch",
 }
 
 __all__ = [
@@ -39,10 +45,10 @@ __all__ = [
     "Group",
     "Heldout",
     "Launcher",
+    "Run",
     "TimingRow",
     "TopKCode",
     "TopKSae",
-    "TrainState",
     "TrainedLayers",
     "Trainer",
     "evaluate",

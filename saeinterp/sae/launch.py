@@ -1,4 +1,4 @@
-"""The step that trains one SAE: builds a job, runs it in a process of its own, makes the artifact of what it wrote.
+"""The step that trains SAEs: builds a job, runs it in a process of its own, makes an artifact of each SAE it wrote.
 
 One process runs under `accelerate launch`, several under torchrun (`accelerate launch --cpu --num_processes 2`
 quietly runs one). The surprising choice: nothing heavy is imported here, so planning a run never loads torch.
@@ -6,36 +6,59 @@ quietly runs one). The surprising choice: nothing heavy is imported here, so pla
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
-from saeinterp.config import LaunchConfig, TrainingConfig, recipe_of
-from saeinterp.errors import ArtifactError, ConfigError, DamagedArtifactError, DataError, TrainingError
+from saeinterp.artifacts import Artifact, ArtifactStore, Build, Recipe, Ref, read_json, write_json
+from saeinterp.child import Event, run_child
+from saeinterp.config import CaptureConfig, LaunchConfig, TrainingConfig, recipe_of
+from saeinterp.errors import (
+    ArtifactError,
+    BudgetError,
+    ConfigError,
+    DamagedArtifactError,
+    DataError,
+    SaeinterpError,
+    SubjectError,
+    TrainingError,
+)
 from saeinterp.progress import Progress, silent
-from saeinterp.sae.child import Event, run_child
+from saeinterp.sae.job import Job, Member, Text
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 _MODULE = "saeinterp.sae.training"
-_ERRORS = {kind.__name__: kind for kind in (ArtifactError, ConfigError, DamagedArtifactError, DataError, TrainingError)}
+_KINDS = (ArtifactError, BudgetError, ConfigError, DamagedArtifactError, DataError, SubjectError, TrainingError)
+_ERRORS: dict[str, type[SaeinterpError]] = {kind.__name__: kind for kind in _KINDS}
 
 Launcher = Callable[[Path, LaunchConfig], list[str]]
 """Turns the job file and the launch configuration into a command line."""
 
 
+class TrainedLayers(NamedTuple):
+    """What became of each hookpoint."""
+
+    saes: dict[str, Artifact]
+    """The finished SAEs by hookpoint."""
+    failures: dict[str, SaeinterpError]
+    """The error of each hookpoint that failed."""
+
+
 def launch_command(job: Path, launch: LaunchConfig) -> list[str]:
-    """`accelerate launch` for one process, torchrun on this machine for several.
+    """`accelerate launch` for one process, torchrun on this machine for several, `launch.command` where there is one.
 
     Every option is given, and an own (empty) configuration file, so that a user's `accelerate config` for other
     work has no say here.
     """
     run = ["-m", _MODULE, "--job", str(job)]
+    if launch.command:
+        return [*launch.command, *run]
     if launch.processes > 1:
         # --standalone finds a free port by itself.
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
@@ -63,102 +86,195 @@ def threads(launch: LaunchConfig) -> int:
 
 
 def train_sae_recipe(
-    activations: Ref, *, hookpoint: str, config: TrainingConfig, launch: LaunchConfig | None = None
-) -> Recipe:
-    """The recipe of one hookpoint's SAE."""
-    settings = {
-        "hookpoint": hookpoint,
-        "training": recipe_of(config),
-        "launch": recipe_of(launch or LaunchConfig()),
-    }
-    return Recipe("sae", hookpoint, VERSION, settings, (activations,))
-
-
-def train_sae(
-    activations: Artifact,
+    activations: Ref,
     *,
     hookpoint: str,
     config: TrainingConfig,
     launch: LaunchConfig | None = None,
+    subject: Ref | None = None,
+    corpus: Ref | None = None,
+    capture: CaptureConfig | None = None,
+) -> Recipe:
+    """The recipe of one hookpoint's SAE; see `train_saes` for the arguments.
+
+    Raises:
+        ConfigError: Only some of `subject`, `corpus` and `capture` are given.
+    """
+    launch = launch or LaunchConfig()
+    # Whole SAEs dealt out over processes are trained as by one.
+    processes = launch.processes if launch.spread == "rows" else 1
+    settings: dict[str, Any] = {
+        "hookpoint": hookpoint,
+        "training": recipe_of(config.at(hookpoint)),
+        "launch": {"processes": processes, "threads": launch.threads},
+    }
+    if subject is None or corpus is None or capture is None:
+        if not subject is corpus is capture is None:
+            raise ConfigError("streaming needs subject, corpus and capture", field="train_saes")
+        return Recipe("sae", hookpoint, VERSION, settings, (activations,))
+    wanted = {"buffer_rows", "batch_contexts", "dtype"}
+    settings["stream"] = {name: value for name, value in capture.model_dump(mode="json").items() if name in wanted}
+    return Recipe("sae", hookpoint, VERSION, settings, (activations, subject, corpus))
+
+
+def train_sae(activations: Artifact, *, hookpoint: str, **arguments: Any) -> Artifact:
+    """Train the SAE of one hookpoint: `train_saes` of one, its error raised."""
+    trained = train_saes(activations, hookpoints=(hookpoint,), **arguments)
+    for error in trained.failures.values():
+        raise error
+    return trained.saes[hookpoint]
+
+
+def train_saes(
+    activations: Artifact,
+    *,
+    hookpoints: Sequence[str],
+    config: TrainingConfig,
+    launch: LaunchConfig | None = None,
+    subject: Artifact | None = None,
+    corpus: Artifact | None = None,
+    capture: CaptureConfig | None = None,
+    device: str = "auto",
     store: ArtifactStore,
     launcher: Launcher = launch_command,
     progress: Progress | None = None,
-) -> Artifact:
-    """Train one SAE in a process of its own; after a kill, go on from the last checkpoint, to the same bytes.
+) -> TrainedLayers:
+    """Train the SAEs of several hookpoints in processes of their own; call again to train only what failed.
 
-    The artifact (kind `sae`) holds `cfg.json` and `sae.safetensors` (sparsify's layout, see `TopKSae`),
-    `curves.parquet` (`CurveRow`), `training.json` and `timing.parquet`. Training takes the usable rows of split
-    `train`, held-out FVU those of split `health`.
+    `launch.together` of them share a process; those of one shape are trained there as one batched problem, each to the
+    result it would have alone (on CPUs to the same bytes). After a kill each goes on from its last checkpoint, to the
+    same bytes. Each artifact (kind `sae`) holds `cfg.json` and `sae.safetensors` (sparsify's layout, see `TopKSae`),
+    `curves.parquet` (`CurveRow`), `training.json` and `timing.parquet`, and appears as soon as its SAE is done.
 
     Args:
-        activations: Holds `hookpoint` and both splits.
+        activations: Holds every hookpoint. Its split `health` gives the held-out FVU, its split `train` the rows,
+            unless they are streamed.
+        hookpoints: Names in the cache, such as `layers.5`.
+        config: Of all SAEs; `overrides` says where one differs.
+        subject: Given with `corpus` and `capture`: training rows come from the running model, through a mixing buffer.
+        corpus: Whose split `train` is streamed.
+        capture: How the model is run.
+        device: Of the running model.
         launcher: Makes the command line; the default suits one machine.
         progress: Called with rows done, rows in all and `rows`.
 
-    Raises:
-        TrainingError: Training diverged, died, or took longer than `launch.timeout_minutes`; the last lines of its
-            output are in the message.
-        DataError: There are fewer usable rows than one batch, or they have no variance.
-        ConfigError: The activations lack this hookpoint or split.
+    Returns:
+        Finished SAEs, and errors: `TrainingError` when training diverged, died or took longer than
+        `launch.timeout_minutes`; `DataError` for too few or unfit rows; `ConfigError` when the activations lack a
+        hookpoint or split.
     """
     launch = launch or LaunchConfig()
-    recipe = train_sae_recipe(activations, hookpoint=hookpoint, config=config, launch=launch)
+    text = None
+    if subject is not None and corpus is not None and capture is not None:
+        text = Text(subject=subject, corpus=corpus, capture=capture, device=device)
+    together = launch.together or (len(hookpoints) if text else 1)
+    saes: dict[str, Artifact] = {}
+    failures: dict[str, SaeinterpError] = {}
+    for start in range(0, len(hookpoints), together):
+        recipes = {
+            name: train_sae_recipe(
+                activations,
+                hookpoint=name,
+                config=config,
+                launch=launch,
+                subject=subject,
+                corpus=corpus,
+                capture=capture,
+            )
+            for name in hookpoints[start : start + together]
+        }
+        with contextlib.ExitStack() as stack:
+            builds = {name: stack.enter_context(store.open(recipe)) for name, recipe in recipes.items()}
+            missing = {name: build for name, build in builds.items() if build.artifact is None}
+            if missing:
+                job = _job(activations, text, missing, config=config, launch=launch)
+                failures.update(_run(job, missing, launch=launch, launcher=launcher, progress=progress or silent))
+            saes.update({name: build.artifact for name, build in builds.items() if build.artifact is not None})
+    for name, error in failures.items():
+        log.error("%s failed: %s", name, error)
+    return TrainedLayers(saes, failures)
 
-    def write(space: Workspace) -> None:
-        job = space.work / "job.json"
-        write_json(
-            job,
-            {
-                "activations": activations.model_dump(mode="json"),
-                "hookpoint": hookpoint,
-                "training": config.model_dump(mode="json"),
-                "threads": threads(launch),
-                "memory_gb": launch.memory_gb,
-                "out": str(space.out),
-                "checkpoints": str(space.work / "checkpoints"),
-            },
+
+def _job(
+    activations: Artifact,
+    text: Text | None,
+    builds: Mapping[str, Build],
+    *,
+    config: TrainingConfig,
+    launch: LaunchConfig,
+) -> Job:
+    members = [
+        Member(
+            hookpoint=name,
+            training=config.at(name),
+            out=build.space.out,
+            checkpoints=build.space.work / "checkpoints",
         )
-        _run(launcher(job, launch), hookpoint=hookpoint, launch=launch, progress=progress or silent)
-        summary = read_json(space.out / "training.json")
-        space.counts = {name: summary[name] for name in ("rows", "rows_seen", "steps", "num_latents", "dead")}
+        for name, build in builds.items()
+    ]
+    return Job(
+        members=tuple(members),
+        activations=activations,
+        text=text,
+        processes=launch.processes,
+        spread=launch.spread,
+        threads=threads(launch),
+        memory_gb=launch.memory_gb,
+    )
 
-    return store.build(recipe, write)
 
-
-def _run(command: list[str], *, hookpoint: str, launch: LaunchConfig, progress: Progress) -> None:
-    """Run one training command; raises what it reported."""
-    failures: list[dict[str, Any]] = []
+def _run(
+    job: Job, builds: Mapping[str, Build], *, launch: LaunchConfig, launcher: Launcher, progress: Progress
+) -> dict[str, SaeinterpError]:
+    """Run one job, publish what it finishes; returns the error of each SAE that it did not finish."""
+    names = ", ".join(builds)
+    failures: dict[str, SaeinterpError] = {}
+    path = next(iter(builds.values())).space.work / "job.json"
+    write_json(path, job.model_dump(mode="json"))
 
     def on_event(event: Event, values: dict[str, Any]) -> None:
         if event == "PROGRESS":
             progress(values["rows"], values["total"], "rows")
+        elif event == "FINISHED":
+            build = builds[values["hookpoint"]]
+            summary = read_json(build.space.out / "training.json")
+            counted = ("rows", "rows_seen", "steps", "num_latents", "dead")
+            build.space.counts = {name: summary[name] for name in counted}
+            build.publish()
         elif event == "FAILED":
-            failures.append(values)
+            name = values.pop("hookpoint")
+            kind = _ERRORS.get(values.pop("error"), TrainingError)
+            error = kind(values.pop("problem"), **values)
+            for hookpoint in [name] if name else builds:
+                failures.setdefault(hookpoint, error)
 
     code, tail = run_child(
-        command,
+        launcher(path, launch),
         env=_environment(os.environ, launch),
         timeout=60 * launch.timeout_minutes,
         on_event=on_event,
-        on_line=lambda line: log.info("%s: %s", hookpoint, line),
+        on_line=lambda line: log.info("%s: %s", names, line),
     )
-    if failures:
-        failure = failures[0]
-        kind = _ERRORS.get(failure.pop("error"), TrainingError)
-        raise kind(failure.pop("problem"), **failure)
+    left = [name for name, build in builds.items() if build.artifact is None and name not in failures]
+    for name in left:
+        failures[name] = _ended(name, code, tail, launch)
+    return failures
+
+
+def _ended(hookpoint: str, code: int | None, tail: Sequence[str], launch: LaunchConfig) -> TrainingError:
+    """The error of an SAE whose process ended before it did."""
     if code is None:
-        raise TrainingError(
+        return TrainingError(
             f"training took longer than {launch.timeout_minutes:g} minutes and was stopped",
             field=f"{hookpoint}, launch.timeout_minutes",
             next_step="raise it and run again: training goes on from the last checkpoint",
         )
-    if code != 0:
-        ended = f"by signal {-code}" if code < 0 else f"with exit status {code}"
-        raise TrainingError(
-            f"the training process ended {ended}; its last lines:\n" + "\n".join(f"    {line}" for line in tail),
-            field=hookpoint,
-            next_step="run again: training goes on from the last checkpoint; if it was killed, check free memory",
-        )
+    ended = f"by signal {-code}" if code < 0 else f"with exit status {code}"
+    return TrainingError(
+        f"the training process ended {ended}; its last lines:\n" + "\n".join(f"    {line}" for line in tail),
+        field=hookpoint,
+        next_step="run again: training goes on from the last checkpoint; if it was killed, check free memory",
+    )
 
 
 def _environment(inherited: Mapping[str, str], launch: LaunchConfig) -> dict[str, str]:

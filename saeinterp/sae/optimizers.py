@@ -1,6 +1,6 @@
-"""Learning-rate rule, schedule, and the two optimizers, as plain functions over flat tensors.
+"""Learning-rate rule, schedule, and the constants of the two optimizers, whose arithmetic is `update` of a backend.
 
-The surprising choice: optimizer state is one tensor `[slots, P]` owned by the trainer, not an
+The surprising choice: optimizer state is one tensor `[slots, S, P]` owned by the trainer, not a
 `torch.optim.Optimizer`, so that a checkpoint is the tensors themselves and nothing else.
 """
 
@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
-from torch import Tensor
-from torch.optim.adam import adam
-
 Optimizer = Literal["adam", "signum"]
 SLOTS: dict[Optimizer, int] = {"adam": 2, "signum": 1}
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
-_MOMENTUM = 0.9
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+MOMENTUM = 0.9
 _LR: dict[Optimizer, float] = {"adam": 0.12, "signum": 0.036}
 
 
@@ -45,32 +41,3 @@ def lr_factor(step: int, *, steps: int, warmup_fraction: float, decay_fraction: 
     rising = (step + 1) / (warmup + 1)
     falling = (steps - step) / (decay + 1)
     return min(1.0, rising, falling)
-
-
-def update(params: Tensor, gradient: Tensor, moments: Tensor, *, optimizer: Optimizer, step: int, lr: float) -> None:
-    """One step on flat parameters `[P]`, in place.
-
-    Args:
-        moments: `[SLOTS[optimizer], P]`, zeros at first: Adam's two moments, or signum's momentum.
-        step: Steps taken before this one (Adam's bias correction).
-    """
-    if optimizer == "signum":
-        moments[0].lerp_(gradient, 1 - _MOMENTUM)
-        params.add_(moments[0].sign(), alpha=-lr)
-        return
-    adam(
-        [params],
-        [gradient],
-        [moments[0]],
-        [moments[1]],
-        [],
-        [torch.tensor(float(step), device=params.device)],
-        fused=params.device.type in ("cpu", "cuda"),
-        amsgrad=False,
-        beta1=_BETAS[0],
-        beta2=_BETAS[1],
-        lr=lr,
-        weight_decay=0.0,
-        eps=_EPS,
-        maximize=False,
-    )

@@ -1,9 +1,9 @@
 """The rows an SAE is trained and tested on: usable rows of one hookpoint's activation cache, shuffled.
 
 Rows that the cache's mask leaves out (position 0, special tokens, huge norms) are never seen here. The
-surprising choice: the order is a pure function of seed and epoch, so the state of the shuffle is one number,
-the rows drawn so far. It is a full permutation of all rows: those that fit into `memory_bytes` are copied into
-memory once, others are gathered from the mapped files a row group at a time.
+surprising choice: the order is a pure function of seed and epoch, so the cursor is one number, the rows drawn so
+far. It is a full permutation of all rows: those that fit into `memory_bytes` are copied into memory once, others
+are gathered from the mapped files a row group at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from saeinterp.config import Split
-from saeinterp.errors import DataError
+from saeinterp.sae.sources import Cursor
 from saeinterp.subject.cache import DTYPES, ActivationCache
 
 
@@ -55,17 +55,6 @@ class Rows:
         count = min(count, len(self))
         return self.take(np.arange(count) * len(self) // max(count, 1))
 
-    def require(self, count: int, *, purpose: str, next_step: str) -> None:
-        """Raise `DataError` when there are fewer than `count` rows."""
-        if len(self) < count:
-            raise DataError(
-                f"too few usable rows for {purpose} (masked: {self.masked})",
-                field=f"{self.cache.hookpoint}, split {self.split}",
-                got=len(self),
-                expected=f"at least {count}",
-                next_step=next_step,
-            )
-
     def _read(self, where: np.ndarray) -> Tensor:
         """Rows of the cache by number, a row group at a time so that pages are touched in order."""
         result = torch.empty(len(where), self.cache.d_in, dtype=DTYPES[self.cache.dtype])
@@ -80,26 +69,65 @@ class Rows:
         return result
 
 
-class Shuffle:
-    """An endless stream of row numbers: one seeded permutation an epoch, one after another."""
+class CacheSource:
+    """The rows of one split as an endless stream: one seeded permutation an epoch, one after another.
 
-    def __init__(self, count: int, *, seed: int) -> None:
-        self.count = count
-        self.seed = seed
+    Args:
+        rows: Of a cache.
+        seed: Of the permutations.
+    """
+
+    def __init__(self, rows: Rows, *, seed: int) -> None:
+        self.hookpoint = rows.cache.hookpoint
+        self.d_in = rows.cache.d_in
+        self.masked = rows.masked
+        self._rows = rows
+        self._seed = seed
+        self._drawn = 0
         self._epoch = -1
         self._order = np.empty(0, np.int64)
 
+    @property
+    def rows(self) -> int:
+        """Rows of one epoch."""
+        return len(self._rows)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The rows drawn so far."""
+        return {"drawn": self._drawn}
+
+    def seek(self, cursor: Cursor) -> None:
+        """Go to where `cursor` was read."""
+        self._drawn = cursor["drawn"]
+
+    def first(self, count: int) -> Tensor:
+        """At most `count` rows from the start of the stream."""
+        return self._rows.take(self.draw(0, min(count, self.rows)))
+
+    def next(self, count: int, *, rank: int = 0, size: int = 1) -> Tensor:
+        """This rank's part of the next `count` rows, in the cache's type."""
+        low, high = (self._drawn + part * count // size for part in (rank, rank + 1))
+        self._drawn += count
+        return self._rows.take(np.ascontiguousarray(self.draw(low, high)))
+
+    def where(self, count: int) -> str:
+        """The next rows in words."""
+        epoch, low = divmod(self._drawn, self.rows)
+        return f"rows {low}-{low + count - 1} of the shuffle of epoch {epoch}"
+
     def draw(self, start: int, stop: int) -> np.ndarray:
         """Row numbers at positions `[start, stop)` of the stream; a pure function of its arguments and the seed."""
+        count = self.rows
         parts: Sequence[np.ndarray] = [
-            self._permutation(epoch)[max(start - epoch * self.count, 0) : stop - epoch * self.count]
-            for epoch in range(start // self.count, -(-stop // self.count))
+            self._permutation(epoch)[max(start - epoch * count, 0) : stop - epoch * count]
+            for epoch in range(start // count, -(-stop // count))
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self.count)
+            self._order = np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(self.rows)
             self._epoch = epoch
         return self._order
 

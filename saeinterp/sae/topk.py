@@ -70,7 +70,9 @@ class TopKSae:
         pieces = []
         for piece in x.split(max(1, _ENCODE_ELEMENTS // self.num_latents)):
             centred = piece.to(dtype) - self.b_dec
-            code, _ = encode_topk(centred, self.W_enc, self.b_enc, k=self.k, activation=self.activation, compute=dtype)
+            code = encode_topk(
+                centred, self.W_enc, self.b_enc, k=self.k, activation=self.activation, method=self._method()
+            )
             pieces.append(code)
         if len(pieces) == 1:
             return pieces[0]

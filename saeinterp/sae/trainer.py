@@ -1,308 +1,268 @@
-"""One TopK SAE in training: explicit state, one step, curves; no files, no processes, no clock in the results.
+"""Trains same-shaped TopK SAEs as one batched problem: one step for all, each with its own rows, rate and end.
 
-The surprising choice: weights are trained in units where centred rows have root-mean-square 1 and folded back by
-`Trainer.sae`. FVU does not care, but biases step by absolute amounts, and hookpoints differ in norm by a thousand.
+No files, no processes, no clock in the results. The surprising choice: an SAE that ends, by finishing or by
+diverging, leaves the batch, and the others go on as if it had never been there.
 """
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from saeinterp.config import TrainingConfig
-from saeinterp.errors import DataError, TrainingError
-from saeinterp.sae.checkpoints import Checkpoint
-from saeinterp.sae.curves import CurveRow, Heldout, TimingRow, evaluate
-from saeinterp.sae.kernels import (
-    Weights,
-    add_auxk,
-    centre_gradient,
-    choose_method,
-    decode,
-    encode_topk,
-    normalise_rows,
-    remove_parallel,
-    write_gradients,
-)
-from saeinterp.sae.optimizers import SLOTS, default_lr, lr_factor, update
-from saeinterp.sae.rows import Rows, Shuffle
-from saeinterp.sae.state import Group, TrainState, Window
-from saeinterp.sae.topk import TopKSae
+from saeinterp.errors import ConfigError, DataError, SaeinterpError, TrainingError
+from saeinterp.sae.kernels import Weights, add_auxk, backend_of, centre_gradient, choose_method, write_gradients
+from saeinterp.sae.run import Run, State
 
 DIVERGED = 100.0  # FVU of predicting the mean is 1; beyond this no run was seen to recover
-_FIRST_ROWS = 8192  # rows of the shuffle that set b_dec and the scale
+_CUDA_STEPS = 16  # steps between looks at what a GPU computed: every look waits for it
+
+
+def _alone(buffer: Tensor) -> None:
+    """The sum over one process."""
+
+
+class Group(NamedTuple):
+    """The processes that train together; each takes a slice of every batch."""
+
+    rank: int = 0
+    size: int = 1
+    sum: Callable[[Tensor], None] = _alone
+    """Replaces a tensor, in place, by its sum over processes."""
 
 
 class Trainer:
-    """Trains one SAE on the rows of one hookpoint.
+    """Trains several SAEs at once.
 
     Args:
-        source: Training rows.
-        heldout: `[n, d_in]` rows for the curves' FVU.
-        config: Of the SAE and its training.
-        hookpoint: Named in errors.
+        runs: Of one `Shape`; rates, seeds, epochs and row counts may differ.
         compute: Type of large matrix products.
         device: Where to train.
-        group: The processes sharing this SAE.
+        group: The processes sharing every batch.
 
     Raises:
-        DataError: Fewer usable rows than one batch, or rows without variance.
+        ConfigError: The runs differ in shape.
     """
 
     def __init__(
         self,
-        source: Rows,
-        heldout: Tensor,
+        runs: Sequence[Run],
         *,
-        config: TrainingConfig,
-        hookpoint: str,
         compute: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         group: Group | None = None,
     ) -> None:
-        source.require(
-            config.batch_rows,
-            purpose="one training batch",
-            next_step=f"lower training.batch_rows (now {config.batch_rows}) or give more text",
-        )
-        self.source = source
-        self.config = config
-        self.hookpoint = hookpoint
+        shape = runs[0].shape
+        for run in runs:
+            for field, ours, theirs in zip(shape._fields, shape, run.shape):
+                if ours != theirs:
+                    raise ConfigError(
+                        f"SAEs of one batch must agree in {field}: {runs[0].name} has {ours}, {run.name} has {theirs}",
+                        field=f"training.{field}",
+                        next_step="train them apart",
+                    )
+        self.shape = shape
         self.device = torch.device(device)
         self.group = group or Group()
-        self.heldout = heldout.to(self.device)
-        self.d_in = source.cache.d_in
-        self.steps = config.epochs * len(source) // config.batch_rows
-        self.peak_lr = config.lr or default_lr(
-            config.num_latents, d_in=self.d_in, batch_rows=config.batch_rows, optimizer=config.optimizer
-        )
-        self.method = choose_method(k=config.k, num_latents=config.num_latents, device=self.device, compute=compute)
-        self.shuffle = Shuffle(len(source), seed=config.seed)
-        M, d = config.num_latents, self.d_in
-        self._sizes = (M * d, M, M * d, d)
-        # One buffer, hence one all-reduce a step: gradients, sum of rows, four scalars, firings.
-        self._buffer = torch.zeros(sum(self._sizes) + d + 4 + M, device=self.device)
-        self._started = self._last_time = time.monotonic()
-        self.state = self._initial()
+        self.method = choose_method(k=shape.k, num_latents=shape.num_latents, device=self.device, compute=compute)
+        self._look_every = _CUDA_STEPS if self.device.type == "cuda" else 1
+        self.looked = True
+        """Whether the last step was looked at for errors: only then is the state worth a checkpoint."""
+        self.runs: list[Run] = []
+        """Those still training."""
+        self._stack(runs)
 
-    @property
-    def weights(self) -> Weights:
-        """Views of the parameters, in training units."""
-        return self._split(self.state.params)
+    def step(self) -> dict[str, SaeinterpError]:
+        """Do one step of every run; returns the error of each that failed, by name.
 
-    @property
-    def finished(self) -> bool:
-        """Whether every step was done."""
-        return self.state.step >= self.steps
-
-    def sae(self) -> TopKSae:
-        """The SAE as it stands, in the units of the activations."""
-        W_enc, b_enc, W_dec, b_dec = (tensor.clone() for tensor in self.weights)
-        b_enc, b_dec = b_enc * self.state.scale, b_dec * self.state.scale
-        return TopKSae(W_enc, b_enc, W_dec, b_dec, k=self.config.k, activation=self.config.activation)
-
-    def silent(self) -> Tensor:
-        """`[M]` bool: latents silent for the last `dead_after_rows` training rows (all rows of a shorter run)."""
-        limit = min(self.config.dead_after_rows, self.steps * self.config.batch_rows)
-        return self.state.since_fired >= limit
-
-    def evaluate(self) -> Heldout:
-        """FVU, L0 and firing latents on the held-out rows."""
-        return evaluate(self.sae(), self.heldout)
-
-    def step(self) -> None:
-        """Do one step, and a row of the curves when it is due.
-
-        Raises:
-            TrainingError: The loss is not finite or has diverged; the weights are as before this step.
-            DataError: All rows of the batch are equal.
+        A run that failed has left the batch with its weights as before this step (on a GPU, where errors are looked
+        for only now and then, with useless weights). One that finished stays until `take_finished`.
         """
-        state, config, weights = self.state, self.config, self.weights
-        M, d, B = config.num_latents, self.d_in, config.batch_rows
-        x = self._batch().mul_(1 / state.scale).sub_(weights.b_dec)
-        code, pre = encode_topk(
-            x, weights.W_enc, weights.b_enc, k=config.k, activation=config.activation, compute=self.method.compute
+        shape, runs, weights = self.shape, self.runs, self._weights
+        M, B = shape.num_latents, shape.batch_rows
+        P = self._params.shape[1]
+        x = self._batch(weights.b_dec)
+        flat, x_sum, scalars, fired = self._buffer.split([P, shape.d_in, 4, M], dim=1)
+        gradient = Weights.split(flat, num_latents=M, d_in=shape.d_in)
+        error, pre, counts = write_gradients(
+            x, weights, gradient, k=shape.k, activation=runs[0].config.activation, method=self.method
         )
-        error = x - decode(code, weights.W_dec, method=self.method)
-        flat, x_sum, scalars, fired = self._buffer.split([sum(self._sizes), d, 4, M])
-        gradient = self._split(flat)
-        write_gradients(x, code, error, weights, gradient, method=self.method)
-        dead = self._auxk(x, pre, error, weights, gradient, scalars)
-        on = (code.values != 0).float()
-        gradient.b_dec.copy_(error.sum(0))
-        x_sum.copy_(x.sum(0))
-        scalars[0] = torch.linalg.vector_norm(x) ** 2
-        scalars[1] = torch.linalg.vector_norm(error) ** 2
-        scalars[3] = on.sum()
-        fired.zero_().index_add_(0, code.indices.reshape(-1), on.reshape(-1))
+        fired.copy_(counts)
+        torch.sum(error, 1, out=gradient.b_dec)
+        torch.sum(x, 1, out=x_sum)
+        scalars[:, 0] = torch.linalg.vector_norm(x.flatten(1), dim=1) ** 2
+        scalars[:, 1] = torch.linalg.vector_norm(error.flatten(1), dim=1) ** 2
+        scalars[:, 3] = counts.sum(1)
+        self._auxk(x, pre, error, weights, gradient, scalars)
         self.group.sum(self._buffer)
 
-        squares, residual, aux, active = scalars.tolist()
-        variance = squares - float(x_sum.double().square().sum()) / B
-        if variance <= 1e-7 * squares:
-            raise DataError(f"all rows of batch {self._where()} are equal", field=self.hookpoint)
-        self._check(residual / variance)
-        # Both losses are -1/2 (error^2 + ...) in the kernels' convention; the loss proper is relative to the variance.
-        flat.mul_(-2 / variance)
+        numbers = scalars.double()
+        variance = numbers[:, 0] - x_sum.double().square().sum(1) / B
+        fvu = numbers[:, 1] / variance
+        failed = self._failures(fvu, variance, numbers[:, 0])
+        kept = {index: self._params[index].clone() for index in failed}
         gradient.b_dec.copy_(centre_gradient(gradient.b_dec, gradient.b_enc, weights.W_enc))
-        remove_parallel(gradient.W_dec, weights.W_dec)
-        update(state.params, flat, state.moments, optimizer=config.optimizer, step=state.step, lr=self._lr(state.step))
-        normalise_rows(weights.W_dec)
+        backend_of(self.method).update(
+            self._params,
+            flat,
+            self._moments,
+            num_latents=M,
+            d_in=shape.d_in,
+            optimizer=shape.optimizer,
+            lr=[run.lr_at(run.step) for run in runs],
+            steps=[run.step for run in runs],
+            factor_S=(-2 / variance).float(),
+        )
+        for index, params in kept.items():
+            self._params[index] = params
 
         alive = fired > 0
-        state.since_fired.add_(B).masked_fill_(alive, 0)
-        state.step += 1
-        state.drawn += B
-        window = state.window
-        window.steps += 1
-        window.fvu += residual / variance
-        window.aux += aux / variance
-        window.l0 += active / B
-        window.revived += int(alive[dead].sum())
-        if state.step % config.log_every == 0 or self.finished:
-            self._log()
-
-    def snapshot(self) -> Checkpoint:
-        """The state as a checkpoint.
-
-        Raises:
-            TrainingError: A weight is not finite: such a state must not replace a good checkpoint.
-        """
-        if not bool(torch.isfinite(self.state.params).all()):
-            raise TrainingError(f"a weight became NaN or infinite by step {self.state.step}", field=self.hookpoint)
-        return self.state.snapshot(identity=self._identity())
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            TrainingError: It was made with other data or another configuration.
-        """
-        found = checkpoint.scalars.get("identity")
-        if found != self._identity():
-            raise TrainingError(
-                "the checkpoint belongs to another configuration or other activations",
-                field=self.hookpoint,
-                got=found,
-                expected=str(self._identity()),
-                next_step="remove this layer's folder below .work in the artifact folder and run again",
-            )
-        self.state = TrainState.restore(checkpoint, device=self.device)
-
-    def _initial(self) -> TrainState:
-        """W_enc as `nn.Linear`, W_dec its rows at unit norm, b_dec the mean of the first rows drawn."""
-        config, M, d = self.config, self.config.num_latents, self.d_in
-        first = self.source.take(self.shuffle.draw(0, min(len(self.source), max(_FIRST_ROWS, config.batch_rows))))
-        mean = first.double().mean(0)
-        scale = float((first.double() - mean).square().mean().sqrt())
-        if not scale > 0:
-            raise DataError(
-                "training rows have no variance or are not finite",
-                field=self.hookpoint,
-                next_step="check the subject and the corpus",
-            )
-        generator = torch.Generator().manual_seed(config.seed)
-        params = torch.zeros(sum(self._sizes))
-        weights = self._split(params)
-        weights.W_enc.copy_((2 * torch.rand(M, d, generator=generator) - 1) / math.sqrt(d))
-        weights.W_dec.copy_(weights.W_enc)
-        normalise_rows(weights.W_dec)
-        weights.b_dec.copy_(mean / scale)
-        return TrainState(
-            params=params.to(self.device),
-            moments=torch.zeros(SLOTS[config.optimizer], len(params), device=self.device),
-            since_fired=torch.zeros(M, dtype=torch.int64, device=self.device),
-            scale=scale,
+        revived = (alive & self._dead).sum(1)
+        self._since_fired.add_(B).masked_fill_(alive, 0)
+        self._window.add_(
+            torch.stack([torch.ones_like(fvu), fvu, numbers[:, 2] / variance, numbers[:, 3] / B, revived.double()], 1)
         )
+        for index, run in enumerate(runs):
+            if index not in failed:
+                run.step += 1
+        errors = {runs[index].name: error for index, error in failed.items()}
+        if errors:
+            self._stack([run for index, run in enumerate(runs) if index not in failed])
+        for run in self.runs:
+            run.log_if_due()
+        return errors
 
-    def _batch(self) -> Tensor:
-        """This process's rows of the next batch, float32, in the units of the activations."""
+    def drop(self, run: Run) -> None:
+        """Take a run out of the batch."""
+        self._stack([other for other in self.runs if other is not run])
+
+    def take_finished(self) -> list[Run]:
+        """The runs that did their last step; they leave the batch."""
+        finished = [run for run in self.runs if run.finished]
+        if finished:
+            self._stack([run for run in self.runs if not run.finished])
+        return finished
+
+    def _stack(self, runs: Sequence[Run]) -> None:
+        """Make these runs the batch: their tensors become rows of the batch's, the others keep tensors of their own."""
+        for run in self.runs:
+            if run not in runs:
+                run.state = State(*(getattr(run.state, name).clone() for name in State.__dataclass_fields__))
+        self.runs = list(runs)
+        if not runs:
+            return
+
+        def stacked(name: str, dim: int = 0) -> Tensor:
+            return torch.stack([getattr(run.state, name).to(self.device) for run in runs], dim)
+
+        self._params, self._moments = stacked("params"), stacked("moments", 1)
+        self._since_fired, self._dead, self._window = stacked("since_fired"), stacked("dead"), stacked("window")
+        for index, run in enumerate(runs):
+            run.state = State(
+                self._params[index],
+                self._moments[:, index],
+                self._since_fired[index],
+                self._dead[index],
+                self._window[index],
+            )
+        shape, S = self.shape, len(runs)
+        self._weights = Weights.split(self._params, num_latents=shape.num_latents, d_in=shape.d_in)
+        # One buffer, hence one all-reduce a step: gradients, sum of rows, four scalars, firings.
+        width = self._params.shape[1] + shape.d_in + 4 + shape.num_latents
+        self._buffer = torch.zeros(S, width, device=self.device)
+        self._x: Tensor | None = None
+        self._bad = torch.zeros(S, 2, dtype=torch.float64, device=self.device)
+        limits = [run.config.dead_after_rows for run in runs]
+        self._limits = torch.tensor(limits, device=self.device)[:, None]
+        self._dead_indices = self._indices()
+
+    def _batch(self, b_dec_Sd: Tensor) -> Tensor:
+        """This process's rows of every run's next batch `[S, N, d]`, centred, in training units."""
         rank, size, _ = self.group
-        low, high = (self.state.drawn + part * self.config.batch_rows // size for part in (rank, rank + 1))
-        rows = self.source.take(np.ascontiguousarray(self.shuffle.draw(low, high)))
-        return rows.to(self.device).float()
+        self._places = [run.where() for run in self.runs]
+        rows = [run.source.next(self.shape.batch_rows, rank=rank, size=size) for run in self.runs]
+        if self._x is None or self._x.shape[1] != len(rows[0]):
+            self._x = torch.empty(len(rows), len(rows[0]), self.shape.d_in, device=self.device)
+        for s, (run, piece) in enumerate(zip(self.runs, rows)):
+            self._x[s].copy_(piece, non_blocking=True).mul_(1 / run.scale).sub_(b_dec_Sd[s])
+        return self._x
+
+    def _indices(self) -> list[Tensor]:
+        """The dead latents of each run."""
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        some = self._dead.any(1).tolist()
+        return [self._dead[s].nonzero().squeeze(1) if any_dead else none for s, any_dead in enumerate(some)]
 
     def _auxk(
         self, x: Tensor, pre: Tensor, error: Tensor, weights: Weights, gradient: Weights, scalars: Tensor
-    ) -> Tensor:
-        """Add AuxK's gradients, put its error into `scalars[2]`, return the dead latents."""
-        config = self.config
-        dead = (self.state.since_fired >= config.dead_after_rows).nonzero().squeeze(1)
-        scalars[2] = 0
-        most = self.d_in // 2
-        if len(dead) and most and config.aux_coefficient:
+    ) -> None:
+        """Add AuxK's gradients and put its error into `scalars[:, 2]`."""
+        if any(run.step % self._look_every == 0 for run in self.runs):
+            torch.ge(self._since_fired, self._limits, out=self._dead)
+            self._dead_indices = self._indices()
+        scalars[:, 2] = 0
+        most = self.shape.d_in // 2
+        for s, (run, dead) in enumerate(zip(self.runs, self._dead_indices)):
+            if not len(dead) or not most or not run.config.aux_coefficient:
+                continue
             share = min(len(dead) / most, 1.0)
             aux = add_auxk(
-                x,
-                pre,
-                error,
+                x[s],
+                pre[s],
+                error[s],
                 dead,
-                weights,
-                gradient,
+                Weights(*(tensor[s] for tensor in weights)),
+                Weights(*(tensor[s] for tensor in gradient)),
                 k_aux=min(most, len(dead)),
-                coefficient=config.aux_coefficient * share,
-                activation=config.activation,
+                coefficient=run.config.aux_coefficient * share,
+                activation=run.config.activation,
             )
-            scalars[2] = aux * share
-        return dead
+            scalars[s, 2] = aux * share
 
-    def _log(self) -> None:
-        state, window = self.state, self.state.window
-        state.curves.append(
-            CurveRow(
-                step=state.step,
-                rows_seen=state.drawn,
-                fvu_train=window.fvu / window.steps,
-                fvu_heldout=self.evaluate().fvu,
-                aux_loss=window.aux / window.steps,
-                l0=window.l0 / window.steps,
-                dead=int((state.since_fired >= self.config.dead_after_rows).sum()),
-                revived=window.revived,
-                lr=self._lr(state.step - 1),
+    def _failures(self, fvu_S: Tensor, variance_S: Tensor, squares_S: Tensor) -> dict[int, SaeinterpError]:
+        """The error of each run whose loss is not finite or has diverged, by its place in the batch."""
+        flat = variance_S <= 1e-7 * squares_S
+        if self._look_every > 1:
+            # What the first bad step looked like, kept on the device until it is looked at.
+            first = (self._bad[:, 1] == 0) & (~(fvu_S <= DIVERGED) | flat)
+            steps = torch.tensor([run.step + 1.0 for run in self.runs], dtype=torch.float64).to(self.device)
+            self._bad = torch.where(first[:, None], torch.stack([fvu_S, steps], 1), self._bad)
+            self.looked = any(self._look(run) for run in self.runs)
+            if not self.looked:
+                return {}
+            found = [(fvu, int(step) - 1) for fvu, step in self._bad.tolist()]
+            return {s: self._failure(s, fvu, step=step) for s, (fvu, step) in enumerate(found) if step >= 0}
+        failed: dict[int, SaeinterpError] = {}
+        for s, (fvu, equal) in enumerate(zip(fvu_S.tolist(), flat.tolist())):
+            if equal:
+                failed[s] = DataError(f"all rows of batch {self._places[s]} are equal", field=self.runs[s].name)
+            elif not (math.isfinite(fvu) and fvu <= DIVERGED):
+                failed[s] = self._failure(s, fvu, step=self.runs[s].step)
+        return failed
+
+    def _look(self, run: Run) -> bool:
+        """Whether to wait for the device at this step: now and then, at a row of the curves, at the end."""
+        done = run.step + 1
+        return done % self._look_every == 0 or done % run.config.log_every == 0 or done >= run.steps
+
+    def _failure(self, s: int, fvu: float, *, step: int) -> SaeinterpError:
+        run = self.runs[s]
+        assert self._x is not None
+        if step == run.step and not bool(torch.isfinite(self._x[s]).all()):
+            return DataError(
+                f"training stopped at step {step}: batch {self._places[s]} holds NaN or infinite activations",
+                field=run.name,
+                next_step="check the subject and the corpus, and collect the activations again; the last good "
+                "checkpoint is kept",
             )
-        )
-        now = time.monotonic()
-        rate = window.steps * self.config.batch_rows / max(now - self._last_time, 1e-9)
-        state.timing.append(TimingRow(state.step, now - self._started, rate))
-        self._last_time = now
-        state.window = Window()
-
-    def _check(self, fvu: float) -> None:
-        if math.isfinite(fvu) and fvu <= DIVERGED:
-            return
-        raise TrainingError(
-            f"training diverged at step {self.state.step} on batch {self._where()}: the loss is {fvu:.4g}",
-            field=self.hookpoint,
-            got=f"learning rate {self._lr(self.state.step):.3g}",
+        where = self._places[s] if step == run.step else f"{run.step - step} before {self._places[s]}"
+        return TrainingError(
+            f"training diverged at step {step} on batch {where}: the loss is {fvu:.4g}",
+            field=run.name,
+            got=f"learning rate {run.lr_at(step):.3g}",
             expected="a fraction of variance unexplained around 1 or below",
             next_step="lower training.lr, or leave it empty for the default rule; the last good checkpoint is kept",
         )
-
-    def _where(self) -> str:
-        """The next batch, in words."""
-        start, count = self.state.drawn, len(self.source)
-        low = start % count
-        return f"rows {low}-{low + self.config.batch_rows - 1} of the shuffle of epoch {start // count}"
-
-    def _lr(self, step: int) -> float:
-        config = self.config
-        return self.peak_lr * lr_factor(
-            step,
-            steps=self.steps,
-            warmup_fraction=config.warmup_fraction,
-            decay_fraction=config.decay_fraction,
-        )
-
-    def _split(self, flat: Tensor) -> Weights:
-        M, d = self.config.num_latents, self.d_in
-        W_enc, b_enc, W_dec, b_dec = flat.split(self._sizes)
-        return Weights(W_enc.view(M, d), b_enc, W_dec.view(M, d), b_dec)
-
-    def _identity(self) -> dict[str, object]:
-        """What a checkpoint must share with the run that takes it up."""
-        config = self.config.model_dump(mode="json", exclude={"checkpoint_seconds"})
-        return {"hookpoint": self.hookpoint, "rows": len(self.source), "d_in": self.d_in, "config": config}

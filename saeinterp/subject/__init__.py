@@ -19,6 +19,7 @@ from saeinterp.subject.models import (
     subject_info,
     subject_width,
 )
+from saeinterp.subject.streaming import streams
 
 __all__ = [
     "ActivationCache",
@@ -47,6 +48,7 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "splice",
+    "streams",
     "subject_info",
     "subject_width",
 ]

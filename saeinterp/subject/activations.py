@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace,
 from saeinterp.config import SPLITS, CaptureConfig, Split, recipe_of
 from saeinterp.errors import BudgetError, ConfigError, DataError
 from saeinterp.progress import Progress, silent
-from saeinterp.subject.cache import DTYPES, ActivationCache, ShardWriter, open_shards, usable
-from saeinterp.subject.contexts import Context, Contexts, batches, read_contexts
-from saeinterp.subject.hookpoints import capture
+from saeinterp.subject.cache import ActivationCache, ShardWriter, open_shards, usable
+from saeinterp.subject.contexts import Contexts, read_contexts
+from saeinterp.subject.forwarding import forward_window, hookpoint_widths, storage_dtype
 from saeinterp.subject.models import Subject, load_subject, subject_info
 
 VERSION = 1
@@ -130,8 +130,8 @@ def collect_activations(
         expected = dict.fromkeys(config.hookpoints, subject_info(subject)["d_model"])
         _check_budget(tokens, expected, budget_gb=budget, folder=store.root)
         loaded = load_subject(subject, device=device)
-        dtype = _storage_dtype(config, loaded)
-        widths = _widths(loaded, config.hookpoints)
+        dtype = storage_dtype(config.dtype, loaded)
+        widths = hookpoint_widths(loaded, config.hookpoints)
         # Hookpoints inside a block may be wider than the residual stream.
         _check_budget(tokens, widths, budget_gb=budget, folder=store.root)
         _run(loaded, contexts, config=config, dtype=dtype, widths=widths, work=space.work, report=report)
@@ -204,7 +204,10 @@ def _run(
             writers = {name: ShardWriter(partials[name], d_in=widths[name], dtype=dtype) for name in widths}
             for start in range(piece.start, piece.stop, window):
                 some = contexts[start : min(start + window, piece.stop)]
-                for context, rows in _forward(subject, some, config=config, dtype=dtype):
+                captured = forward_window(
+                    subject, some, config.hookpoints, dtype=dtype, batch_contexts=config.batch_contexts
+                )
+                for context, rows in captured:
                     length = len(context.token_ids)
                     ids = np.stack([context.doc_ids, np.arange(length, dtype=np.int32), context.token_ids])
                     for name, values in rows.items():
@@ -226,72 +229,6 @@ def _is_whole(path: Path, rows: int) -> bool:
         return bool(pq.read_metadata(path).num_rows == rows)
     except (FileNotFoundError, pa.ArrowException):  # never written, or cut short by a power failure
         return False
-
-
-def _forward(
-    subject: Subject, contexts: Sequence[Context], *, config: CaptureConfig, dtype: str
-) -> Iterator[tuple[Context, dict[str, Tensor]]]:
-    """Activations of a window of contexts, in their order; batches hold contexts of similar length."""
-    order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].token_ids))
-    results: dict[int, dict[str, Tensor]] = {}
-    size = config.batch_contexts
-    for position, batch in enumerate(batches([contexts[index] for index in order], size)):
-        try:
-            captured = capture(
-                subject.model,
-                batch.input_ids.to(subject.device),
-                batch.attention_mask.to(subject.device),
-                config.hookpoints,
-            )
-        except torch.OutOfMemoryError as error:
-            raise BudgetError(
-                f"a batch of {size} contexts does not fit on {subject.device}",
-                field="capture.batch_contexts",
-                got=size,
-                next_step=f"set capture.batch_contexts to {max(1, size // 2)}, or shorten corpus.context_length",
-            ) from error
-        members = order[position * size : (position + 1) * size]
-        stored = {name: _to_storage(name, values, batch.attention_mask, dtype) for name, values in captured.items()}
-        for row, index in enumerate(members):
-            length = len(contexts[index].token_ids)
-            results[index] = {name: values[row, :length] for name, values in stored.items()}
-    for index, context in enumerate(contexts):
-        yield context, results.pop(index)
-
-
-def _to_storage(name: str, values: Tensor, attention_mask: Tensor, dtype: str) -> Tensor:
-    """Cast `[B, T, d]` to the storage type on the CPU; refuse what the cast or the model broke."""
-    stored = values.to(DTYPES[dtype]).cpu()
-    # Padding may hold anything, so a hit is looked at again without it.
-    if not torch.isfinite(stored).all() and not torch.isfinite(stored[attention_mask.bool()]).all():
-        raw = values.cpu()[attention_mask.bool()]
-        if torch.isfinite(raw).all():
-            raise DataError(
-                f"activations overflow {dtype}: the largest is {float(raw.abs().max()):.3g}",
-                field=name,
-                got=dtype,
-                expected=f"values up to {torch.finfo(DTYPES[dtype]).max:.3g}",
-                next_step="set capture.dtype: bfloat16",
-            )
-        raise DataError(
-            "the subject produced NaN or infinite activations",
-            field=name,
-            got=f"{int((~torch.isfinite(raw)).sum())} such values in one batch",
-            next_step="run the subject in bfloat16 or float32 (subject.dtype), and check its weights",
-        )
-    return stored
-
-
-def _storage_dtype(config: CaptureConfig, subject: Subject) -> str:
-    if config.dtype != "auto":
-        return config.dtype
-    return "float16" if subject.dtype == "float16" else "bfloat16"
-
-
-def _widths(subject: Subject, hookpoints: Sequence[str]) -> dict[str, int]:
-    """Width of each hookpoint, from a pass over one token; also proves that every hookpoint exists."""
-    one = torch.zeros(1, 1, dtype=torch.long, device=subject.device)
-    return {name: values.shape[-1] for name, values in capture(subject.model, one, None, hookpoints).items()}
 
 
 def _summarise(

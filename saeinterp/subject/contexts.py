@@ -107,6 +107,11 @@ class Contexts(Sequence[Context]):
         """Tokens of all contexts."""
         return int(self._offsets[-1] - self._offsets[0])
 
+    @property
+    def token_ids(self) -> np.ndarray:
+        """`[tokens]` int32: the token ids of all contexts, one context after another."""
+        return self._values[0][self._offsets[0] : self._offsets[-1]]
+
     def tokens_of(self, split: str) -> int:
         """Tokens of one split's contexts."""
         return int(self.lengths[np.array(self._splits, dtype=object) == split].sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,13 +17,11 @@ from saeinterp.sae.kernels import (
     add_auxk,
     centre_gradient,
     choose_method,
-    decode,
     encode_topk,
-    normalise_rows,
-    remove_parallel,
-    top_indices,
     write_gradients,
 )
+from saeinterp.sae.optimizers import SLOTS, Optimizer
+from saeinterp.sae.reference import normalise_rows, top_indices, top_k, update
 
 D_IN, ROWS = 16, 40
 AUX = 1 / 32
@@ -43,24 +42,62 @@ def rows_of(count: int = ROWS, *, d_in: int = D_IN, dtype: torch.dtype = torch.f
     return 3 * torch.randn(count, d_in, generator=torch.Generator().manual_seed(7), dtype=dtype) + 1
 
 
+class Step(NamedTuple):
+    """What the kernels make of one step of one SAE."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+    code: TopKCode
+
+
 def ours(
     x: Tensor, weights: Weights, *, k: int, activation: Activation, dense: bool, dead: Tensor | None, k_aux: int
-) -> tuple[Tensor, list[Tensor], TopKCode]:
-    """Loss and gradients by the kernels."""
-    method = Method(x.dtype, dense)
-    centred = x - weights.b_dec
-    code, pre = encode_topk(centred, weights.W_enc, weights.b_enc, k=k, activation=activation, compute=x.dtype)
-    error = centred - decode(code, weights.W_dec, method=method)
+) -> Step:
+    """Loss and gradients of one SAE by the kernels."""
+    return batch([x], [weights], k=k, activation=activation, dense=dense, dead=dead, k_aux=k_aux)[0]
+
+
+def batch(
+    rows: list[Tensor],
+    each: list[Weights],
+    *,
+    k: int,
+    activation: Activation,
+    dense: bool,
+    dead: Tensor | None,
+    k_aux: int,
+) -> list[Step]:
+    """Loss and gradients of several SAEs as one batch."""
+    x = torch.stack(rows)
+    weights = Weights(*(torch.stack(tensors) for tensors in zip(*each)))
+    centred = x - weights.b_dec[:, None]
     out = Weights(*(torch.full_like(tensor, torch.nan) for tensor in weights))
-    write_gradients(centred, code, error, weights, out, method=method)
-    squared = error.square().sum()
-    if dead is not None:
-        squared = squared + AUX * add_auxk(
-            centred, pre, error, dead, weights, out, k_aux=k_aux, coefficient=AUX, activation=activation
-        )
-    out.b_dec.copy_(centre_gradient(error.sum(0), out.b_enc, weights.W_enc))
-    variance = (x - x.mean(0)).square().sum()
-    return squared / variance, [gradient * (-2 / variance) for gradient in out], code
+    method = Method(x.dtype, dense)
+    error, pre, fired = write_gradients(centred, weights, out, k=k, activation=activation, method=method)
+    values, indices = top_k(pre, k, absolute=activation == "abs_topk")
+    steps = []
+    for s in range(len(rows)):
+        active = torch.bincount(indices[s][values[s] != 0], minlength=len(weights.b_enc[s]))
+        assert torch.equal(fired[s], active.float())
+        squared = error[s].square().sum()
+        if dead is not None:
+            aux = add_auxk(
+                centred[s],
+                pre[s],
+                error[s],
+                dead,
+                each[s],
+                Weights(*(tensor[s] for tensor in out)),
+                k_aux=k_aux,
+                coefficient=AUX,
+                activation=activation,
+            )
+            squared = squared + AUX * aux
+        out.b_dec[s] = error[s].sum(0)
+        variance = (x[s] - x[s].mean(0)).square().sum()
+        steps.append((squared / variance, -2 / variance, TopKCode(values[s], indices[s])))
+    out.b_dec.copy_(centre_gradient(out.b_dec, out.b_enc, weights.W_enc))
+    return [Step(loss, [tensor[s] * factor for tensor in out], code) for s, (loss, factor, code) in enumerate(steps)]
 
 
 def by_autograd(
@@ -97,6 +134,18 @@ def test_gradients_equal_autograds(activation: Activation, dense: bool, k_aux: i
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
         for gradient, reference in zip(gradients, theirs):
             torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
+def test_a_batch_has_the_bits_of_each_alone(dense: bool) -> None:
+    rows = [rows_of(), rows_of(dtype=torch.float64) * 2 - 1, rows_of().flip(0) + 0.5]
+    each = [weights_of(64), weights_of(64), Weights(*(tensor.flip(0) for tensor in weights_of(64)))]
+    dead = torch.arange(0, 64, 9)
+    options = {"k": 5, "activation": "topk", "dense": dense, "dead": dead, "k_aux": 4}
+    for together, x, weights in zip(batch(rows, each, **options), rows, each):  # type: ignore[arg-type]
+        alone = ours(x, weights, **options)  # type: ignore[arg-type]
+        assert torch.equal(together.loss, alone.loss)
+        assert all(torch.equal(a, b) for a, b in zip(together.gradients, alone.gradients))
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
@@ -157,7 +206,7 @@ def test_negative_scores_are_only_taken_when_nothing_else_is_left() -> None:
 def test_absolute_topk_keeps_signs() -> None:
     weights = Weights(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4))
     x = torch.tensor([[0.5, -3.0, 1.0, -0.1]])
-    code, _ = encode_topk(x, weights.W_enc, weights.b_enc, k=2, activation="abs_topk", compute=x.dtype)
+    code = encode_topk(x, weights.W_enc, weights.b_enc, k=2, activation="abs_topk", method=Method(x.dtype, False))
     found = dict(zip(code.indices[0].tolist(), code.values[0].tolist()))
     assert found == {1: -3.0, 2: 1.0}
 
@@ -171,16 +220,45 @@ def test_no_buffer_holds_a_row_per_active_latent() -> None:
     assert 0 < largest < N * k * d * 4 / 2
 
 
-def test_decoder_gradients_lose_what_is_parallel_and_rows_keep_unit_norm() -> None:
-    weights = weights_of(10)
-    gradient = torch.randn(10, D_IN, dtype=torch.float64)
-    remove_parallel(gradient, weights.W_dec)
-    assert (gradient * weights.W_dec).sum(1).abs().max() < 1e-14
-    weights.W_dec.mul_(3)[4] = 0
-    normalise_rows(weights.W_dec)
-    norms = weights.W_dec.norm(dim=1)
-    assert norms[4] == 0
-    assert torch.allclose(norms[torch.arange(10) != 4], torch.ones(9, dtype=torch.float64))
+@pytest.mark.parametrize("optimizer", ["adam", "signum"])
+def test_an_update_is_torchs_own_without_what_is_parallel_and_keeps_unit_norm(optimizer: Optimizer) -> None:
+    """Three steps of two SAEs with rates of their own; one decoder row is zero and stays."""
+    M, P = 10, 2 * 10 * D_IN + 10 + D_IN
+    source = torch.Generator().manual_seed(0)
+    params = torch.randn(2, P, generator=source)
+    W_dec = Weights.split(params, num_latents=M, d_in=D_IN).W_dec
+    W_dec[1, 4] = 0
+    normalise_rows(W_dec)
+    leaves = [torch.nn.Parameter(row.clone()) for row in params]
+    rates = (0.01, 0.002)
+    adams = [torch.optim.Adam([leaf], lr=rate) for leaf, rate in zip(leaves, rates)]
+    momentum = torch.zeros(2, P)
+    moments = torch.zeros(SLOTS[optimizer], 2, P)
+    for step in range(3):
+        gradient = torch.randn(2, P, generator=source)
+        gradient.view(2, P)[1, -D_IN - 6 * D_IN : -D_IN - 5 * D_IN] = 0  # of the zero row
+        for s, (leaf, factor) in enumerate(zip(leaves, (-2.0, 0.5))):
+            leaf.grad = gradient[s] * factor
+            theirs = Weights.split(leaf.data[None], num_latents=M, d_in=D_IN).W_dec[0]
+            along = Weights.split(leaf.grad[None], num_latents=M, d_in=D_IN).W_dec[0]
+            along -= (along * theirs).sum(1, keepdim=True) * theirs
+            if optimizer == "adam":
+                adams[s].step()
+            else:
+                momentum[s] = 0.9 * momentum[s] + 0.1 * leaf.grad
+                leaf.data -= rates[s] * momentum[s].sign()
+            norms = theirs.norm(dim=1, keepdim=True)
+            theirs.div_(torch.where(norms > 0, norms, 1))
+        factors = torch.tensor([-2.0, 0.5])
+        update(
+            params, gradient, moments, num_latents=M, d_in=D_IN, optimizer=optimizer,
+            lr=rates, steps=(step, step), factor_S=factors,
+        )  # fmt: skip
+    for ours, leaf in zip(params, leaves):
+        torch.testing.assert_close(ours, leaf.data, rtol=0, atol=2e-6)
+    norms = W_dec.norm(dim=2)
+    assert norms[1, 4] == 0
+    assert torch.allclose(norms[0], torch.ones(M))
 
 
 def test_dense_and_sparse_are_chosen_by_how_many_latents_are_active() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saeinterp.sae.optimizers import SLOTS, default_lr, lr_factor, update
+from saeinterp.sae.optimizers import default_lr, lr_factor
 
 
 @given(st.integers(1, 500), st.floats(0, 0.99), st.floats(0, 1))
@@ -34,25 +33,3 @@ def test_the_default_rate_grows_with_the_batch_and_falls_with_the_width() -> Non
     assert rate(batch_rows=256) == pytest.approx(2.5e-3)
     assert rate(d_in=64) == pytest.approx(1.5e-2)
     assert rate(num_latents=400) == rate() > rate(num_latents=2**17) == pytest.approx(5e-3 / 4)
-
-
-def test_adam_is_torchs_adam() -> None:
-    source = torch.Generator().manual_seed(0)
-    params, theirs = torch.ones(1000), torch.nn.Parameter(torch.ones(1000))
-    moments = torch.zeros(SLOTS["adam"], 1000)
-    reference = torch.optim.Adam([theirs])
-    for step in range(20):
-        gradient = torch.randn(1000, generator=source)
-        reference.param_groups[0]["lr"] = 0.1 / (step + 1)
-        theirs.grad = gradient.clone()
-        reference.step()
-        update(params, gradient, moments, optimizer="adam", step=step, lr=0.1 / (step + 1))
-    torch.testing.assert_close(params, theirs.detach(), rtol=1e-5, atol=1e-6)
-
-
-def test_signum_steps_by_the_rate_against_the_sign_of_its_momentum() -> None:
-    params, moments = torch.zeros(3), torch.zeros(SLOTS["signum"], 3)
-    update(params, torch.tensor([2.0, -0.1, 0.0]), moments, optimizer="signum", step=0, lr=0.5)
-    assert params.tolist() == [-0.5, 0.5, 0.0]
-    update(params, torch.tensor([-0.1, -0.1, 0.0]), moments, optimizer="signum", step=1, lr=0.5)
-    assert params.tolist() == [-1.0, 1.0, 0.0]  # the first gradient still outweighs the second

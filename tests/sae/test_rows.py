@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from saeinterp.artifacts import Artifact
-from saeinterp.errors import DataError
-from saeinterp.sae.rows import Rows, Shuffle
+from saeinterp.sae.rows import CacheSource, Rows
 from saeinterp.subject import ActivationCache
 
 
@@ -43,22 +45,44 @@ def test_held_out_rows_are_spread_over_the_whole_split(cache: ActivationCache) -
     assert torch.equal(rows.spread(2), everything[[0, len(rows) // 2]])
 
 
-def test_too_few_rows_are_an_error_that_says_what_was_masked(cache: ActivationCache) -> None:
-    rows = Rows(cache, "health", memory_bytes=0)
-    with pytest.raises(DataError, match=r"layers.1, split health: too few usable rows.*position0.*at least 1000000"):
-        rows.require(10**6, purpose="a test", next_step="give more text")
+class Counted:
+    """So many rows, each its own number."""
+
+    def __init__(self, count: int) -> None:
+        self.cache = SimpleNamespace(d_in=1, hookpoint="layers.1")
+        self.masked: dict[str, int] = {}
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(indices)[:, None]
+
+
+def stream(count: int, *, seed: int = 0) -> CacheSource:
+    return CacheSource(Counted(count), seed=seed)  # type: ignore[arg-type]
 
 
 def test_every_epoch_is_another_permutation_of_all_rows() -> None:
-    shuffle = Shuffle(101, seed=3)
-    first, second = shuffle.draw(0, 101), shuffle.draw(101, 202)
+    source = stream(101, seed=3)
+    first, second = source.next(101).flatten().tolist(), source.next(101).flatten().tolist()
     assert sorted(first) == sorted(second) == list(range(101))
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, Shuffle(101, seed=4).draw(0, 101))
+    assert first != second
+    assert first != stream(101, seed=4).next(101).flatten().tolist()
+    assert source.cursor == {"drawn": 202}
 
 
-def test_a_draw_depends_on_nothing_but_its_place_in_the_stream() -> None:
-    whole = Shuffle(17, seed=0).draw(0, 100)
-    shuffle = Shuffle(17, seed=0)
+def test_what_comes_next_depends_on_nothing_but_the_cursor() -> None:
+    whole = stream(17).next(100)
+    source = stream(17)
     for start, stop in ((40, 60), (0, 5), (16, 18), (33, 100), (17, 34)):
-        assert np.array_equal(shuffle.draw(start, stop), whole[start:stop])
+        source.seek({"drawn": start})
+        assert source.where(stop - start).endswith(f"epoch {start // 17}")
+        assert torch.equal(source.next(stop - start), whole[start:stop])
+
+
+def test_the_parts_of_all_processes_are_the_batch() -> None:
+    whole = stream(50).next(7)
+    parts = [stream(50).next(7, rank=rank, size=3) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)

@@ -22,6 +22,7 @@ from saeinterp.subject import (
     build_corpus,
     collect_activations,
     collect_activations_recipe,
+    forwarding,
     load_subject,
     prepare_subject,
     read_contexts,
@@ -164,7 +165,7 @@ def test_a_killed_run_resumes_after_its_last_whole_shard(
     shards = len(list((whole.path / "layers.0").glob("*.parquet")))
     assert shards > 5
     calls = 0
-    original = activations.capture
+    original = forwarding.capture
 
     def dies(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -173,7 +174,7 @@ def test_a_killed_run_resumes_after_its_last_whole_shard(
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(activations, "capture", dies)
+    monkeypatch.setattr(forwarding, "capture", dies)
     with pytest.raises(KeyboardInterrupt):
         collect_activations(subject, corpus, config=config, store=store, device="cpu")
     resumed = collect_activations(subject, corpus, config=config, store=store, device="cpu")
@@ -258,7 +259,9 @@ def test_nan_and_infinite_activations_name_the_hookpoint(
 ) -> None:
     subject = changed_subject(planted_folder, tmp_path / "changed", store, factor=factor)
     corpus = make_corpus(subject, planted_corpus, store)
-    with pytest.raises(DataError, match=r"layers\.0: the subject produced NaN or infinite activations.*Next"):
+    with pytest.raises(
+        DataError, match=r"layers\.0: the subject produced NaN or infinite activations.*context 0, document 0.*Next"
+    ):
         collect_activations(subject, corpus, config=capture_config(), store=store, device="cpu")
 
 

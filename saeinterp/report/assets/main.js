@@ -12,13 +12,14 @@ async function start() {
   const openDetail = (index, order) => drawer?.open(index, order ?? table?.order() ?? everything());
   if (payload.latents) {
     drawer = makeDrawer(payload.latents, payload.details);
+    /* Before the table, which takes a while to load: these buttons are on the page from the start. */
+    document.querySelectorAll("[data-latent]").forEach((button) => {
+      button.addEventListener("click", () => openDetail(Number(button.dataset.latent)));
+    });
     if (await library("lib-tabulator")) {
       table = await makeTable(payload.latents, openDetail);
       drawer.whenClosed((index) => table.focusRow(index));
     }
-    document.querySelectorAll("[data-latent]").forEach((button) => {
-      button.addEventListener("click", () => openDetail(Number(button.dataset.latent)));
-    });
     const wanted = decodeURIComponent(location.hash.replace(/^#latent=/, ""));
     const index = payload.latents.columns.id.indexOf(wanted);
     if (index >= 0) openDetail(index, everything());

@@ -74,6 +74,7 @@ async function makeTable(data, openDetail) {
     data: rows, columns, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
     responsiveLayout: narrow ? "collapse" : false, columnDefaults: { resizable: false }, downloadRowRange: "active",
     height: rows.length > 14 ? "38rem" : false,
+    autoResize: false, // it rebuilds every row whenever the table scrolls into view: keepLayout() below redraws only when needed
     rowFormatter(row) {
       const node = row.getElement();
       node.tabIndex = row.getData().index === stop ? 0 : -1;
@@ -95,6 +96,8 @@ async function makeTable(data, openDetail) {
     const roles = { header: "presentation", tableholder: "rowgroup", table: "presentation" };
     for (const [part, role] of Object.entries(roles)) byId("latent-grid").querySelector(`.tabulator-${part}`).setAttribute("role", role);
     announce();
+    holdStillWhilePressed(table);
+    keepLayout(table);
   });
   /* A redraw (after a resize, say) takes rows out and puts them back, which would drop the focus. */
   let held = null;
@@ -130,7 +133,7 @@ async function makeTable(data, openDetail) {
   }
   const focusRow = (index) => {
     const row = table.getRow(index);
-    if (!row) return;
+    if (!row || !order().includes(index)) return; // a filter that waited for the press may have taken the row
     setStop(index);
     row.getElement().focus();
   };
@@ -149,6 +152,36 @@ async function makeTable(data, openDetail) {
   document.documentElement.classList.add("has-grid");
   await built;
   return { order, focusRow, onFilter: (listener) => listeners.push(listener) };
+}
+
+/* A browser makes no click of a press whose target leaves the page before the release, not even when it is put back at
+   once. So while a row is pressed, Tabulator postpones what would redraw the rows: a filter just typed, a new width. */
+function holdStillWhilePressed(table) {
+  let pressed = false;
+  const release = () => {
+    if (!pressed) return;
+    pressed = false;
+    table.restoreRedraw();
+  };
+  byId("latent-grid").addEventListener("pointerdown", (event) => {
+    if (pressed || event.button !== 0 || !event.target.closest(".tabulator-row")) return;
+    pressed = true;
+    table.blockRedraw();
+  });
+  /* The click follows its pointerup within the same frame. */
+  addEventListener("pointerup", () => requestAnimationFrame(release), true);
+  for (const type of ["pointercancel", "contextmenu", "blur"]) addEventListener(type, release);
+}
+
+/* Fit the columns and rows to a new width; a table that is out of sight (as in print) has none and waits. */
+function keepLayout(table) {
+  const grid = byId("latent-grid");
+  let width = grid.clientWidth;
+  new ResizeObserver(() => {
+    if (!grid.clientWidth || grid.clientWidth === width) return;
+    width = grid.clientWidth;
+    table.redraw();
+  }).observe(grid);
 }
 
 function atLeast(wanted, value) {

@@ -1,8 +1,8 @@
-"""Runs a training process and leaves none behind, whatever happens to the caller.
+"""Runs a child process and leaves none behind, whatever happens to the caller.
 
 The child shares the caller's process group (a Ctrl-C reaches it) and asks the kernel for SIGTERM when its parent
 dies. The surprising choice: the end of its output, not of the direct child, counts as the end, because launchers
-put processes of their own in between; every training process reports its pid, so that each can be killed.
+put processes of their own in between; every working process reports its pid, so that each can be killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 log = logging.getLogger(__name__)
 
-Event = Literal["STARTED", "PROGRESS", "FAILED"]
+Event = Literal["STARTED", "PROGRESS", "FINISHED", "FAILED"]
 _EVENT = re.compile(rf"({'|'.join(get_args(Event))}) (\{{.*\}})")
 _POLL_SECONDS = 0.2  # how late a timeout or a cancellation may land
 _TAIL_LINES = 40  # a traceback of the launcher's follows the one that matters
@@ -129,7 +129,7 @@ def _pump(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) 
 def _stop(process: subprocess.Popen[str], pids: set[int], pump: threading.Thread, grace: float) -> None:
     """End every process of the child: SIGTERM, time for a checkpoint, SIGKILL. Does nothing when all have ended."""
     if pump.is_alive():
-        log.info("stopping %d training processes", len(pids))
+        log.info("stopping %d child processes", len(pids))
         _signal(pids, signal.SIGTERM)
         pump.join(grace)
     if pump.is_alive():
