@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from saeinterp.errors import ConfigError
 
@@ -32,6 +33,65 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def _text_keys(value: Any) -> Any:
+    """YAML reads the key of `{0: 20GiB}` as a number."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _known_map(value: Any) -> Any:
+    """One message for a mistyped name, instead of one per alternative."""
+    if isinstance(value, str) and value not in get_args(_Spread):
+        raise ValueError(f"{value!r} is none of {', '.join(get_args(_Spread))}, nor a device per module")
+    return _text_keys(value)
+
+
+_Spread = Literal["single", "auto", "balanced", "balanced_low_0", "sequential"]
+DeviceMap = Annotated[_Spread | dict[str, int | str], BeforeValidator(_known_map)]
+MaxMemory = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+
+
+def _check_placement(device: str, device_map: DeviceMap, max_memory: MaxMemory | None) -> None:
+    """Refuse what could only be ignored.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    if device_map == "single":
+        if max_memory is not None:
+            raise ValueError("max_memory has no meaning with device_map 'single'; set device_map: auto or leave it out")
+        return
+    if isinstance(device_map, dict):
+        if device != "auto":
+            raise ValueError(f"device {device!r} has no meaning where device_map names devices; leave device: auto")
+        if max_memory is not None:
+            raise ValueError("max_memory has no meaning where device_map names devices; leave it out")
+    elif device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device_map {device_map!r} spreads over devices, but device names one ({device!r}); use auto")
+    for key, size in (max_memory or {}).items():
+        if key != "cpu" and not key.isdigit():
+            raise ValueError(f"max_memory: {key!r} is neither the number of a GPU nor 'cpu'")
+        if key != "cpu" and device == "cpu":
+            raise ValueError(f"max_memory: GPU {key} has no meaning with device 'cpu'")
+        if not re.fullmatch(r"\d+(\.\d+)?\s?([KMG]i?B)", size):
+            raise ValueError(f"max_memory: {size!r} is no amount of memory, such as 20GiB or 500MB")
+
+
+class Placement(Config):
+    """Where a subject's weights lie while it runs; see `SubjectConfig` for the fields."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    device_map: DeviceMap = "single"
+    """`single`, or how the weights are spread."""
+    max_memory: MaxMemory | None = None
+    """Limits of a spread model."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Placement:
+        _check_placement(self.device, self.device_map, self.max_memory)
+        return self
+
+
 class SubjectConfig(Config):
     """The model under study."""
 
@@ -47,8 +107,32 @@ class SubjectConfig(Config):
     """Compute type; `auto` is bfloat16 where the hardware multiplies it fast, else float32."""
     trust_remote_code: bool = False
     """Run code shipped with the checkpoint. Leave off for models you do not trust."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Load the weights of linear layers in 8 or 4 bits (bitsandbytes, extra `quantized`); `none` loads a checkpoint as
+    it is, quantised ones included."""
     device: str = place("auto")
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
+    device_map: DeviceMap = place("single")
+    """`single` puts the model on `device`; `auto`, `balanced`, `balanced_low_0` and `sequential` spread it over the
+    visible GPUs, then memory, then disk; or name a device per module, as in `{model.embed_tokens: 0, ...: cpu}`."""
+    max_memory: MaxMemory | None = place(None)
+    """With a `device_map`, at most so much per GPU and in memory, as in `{0: 20GiB, cpu: 60GiB}`; devices left out get
+    nothing, and what fits nowhere is read from disk at every pass."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SubjectConfig:
+        _check_placement(self.device, self.device_map, self.max_memory)
+        if self.weights == "random" and self.quantization != "none":
+            raise ValueError(
+                f"quantization {self.quantization!r} with random weights: they are drawn in full, and there is no "
+                "checkpoint to quantise; set quantization: none"
+            )
+        return self
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights lie, apart from what they are."""
+        return Placement(device=self.device, device_map=self.device_map, max_memory=self.max_memory)
 
 
 class CorpusSource(Config):
@@ -133,6 +217,9 @@ class CaptureConfig(Config):
     """Rows whose norm exceeds this multiple of the median are masked (attention sinks), in training and evaluation."""
     disk_budget_gb: float = place(50.0)
     """Refuse to write more than this."""
+    processes: int = Field(1, ge=1, json_schema_extra={"in_recipe": False})
+    """Processes that share the text out, each with the subject on a GPU of its own (all on the one that
+    `subject.device` names); the bytes are those of one."""
     source: Literal["auto", "cache", "stream"] = place("auto")
     """Where training rows come from: files of activations (`cache`), or the running model through a mixing buffer
     (`stream`); `auto` streams when the files would exceed `disk_budget_gb`."""

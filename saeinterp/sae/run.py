@@ -198,7 +198,7 @@ class Run:
             "seconds": seconds,
             "identity": self._identity(),
         }
-        return Checkpoint({name: tensor.cpu() for name, tensor in tensors.items()}, scalars)
+        return Checkpoint({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scalars)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
@@ -252,12 +252,13 @@ class Run:
     def _same(self, found: dict[str, object]) -> None:
         expected = self._identity()
         for field, value in expected.items():
-            if found.get(field) != value:
+            theirs = found.get(field)
+            if theirs != value:
                 raise TrainingError(
                     f"the checkpoint was made with another {field}",
                     field=self.name,
-                    got=found.get(field),
-                    expected=repr(value),
+                    got="empty" if theirs is None else theirs,
+                    expected="empty" if value is None else repr(value),
                     next_step=f"set {field} back to go on from the checkpoint, or remove this layer's folder below "
                     ".work in the artifact folder to start anew",
                 )

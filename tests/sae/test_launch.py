@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from saeinterp.artifacts import Artifact, ArtifactStore
 from saeinterp.config import LaunchConfig, TrainingConfig
 from saeinterp.errors import ConfigError, DataError, TrainingError
-from saeinterp.sae import TopKSae, launch_command, train_sae, train_sae_recipe
+from saeinterp.sae import TopKSae, TrainedLayers, launch_command, train_sae, train_sae_recipe, train_saes
 from saeinterp.sae.rows import Rows
 from saeinterp.subject import ActivationCache
 
@@ -242,3 +243,121 @@ def test_two_processes_do_what_one_does(activations: Artifact, store: ArtifactSt
         for name in ("W_enc", "b_enc", "W_dec", "b_dec")
     }
     assert max(apart.values()) < 1e-5, apart
+
+
+LAYERS = ("layers.1", "layers.2")
+TOGETHER = LaunchConfig(threads=1, together=2)
+
+
+def train_both(activations: Artifact, store: ArtifactStore, **options: object) -> TrainedLayers:
+    arguments = {"hookpoints": LAYERS, "config": CONFIG, "launch": TOGETHER, "launcher": directly, **options}
+    return train_saes(activations, store=store, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained_second(activations: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The SAE of layers.2, trained alone."""
+    return train(activations, ArtifactStore(tmp_path_factory.mktemp("second")), hookpoint="layers.2")
+
+
+def test_layers_trained_together_have_the_bytes_of_layers_trained_alone(
+    activations: Artifact, store: ArtifactStore, trained: Artifact, trained_second: Artifact
+) -> None:
+    seen: list[tuple[int, int, str]] = []
+    saes, failures = train_both(activations, store, progress=lambda *told: seen.append(told))
+    assert not failures
+    assert contents(saes["layers.1"]) == contents(trained)
+    assert contents(saes["layers.2"]) == contents(trained_second)
+    total = sum(sae.counts()["rows_seen"] for sae in saes.values())
+    assert seen[-1] == (total, total, "rows")
+    # The recipes are those of layers trained alone.
+    assert train(activations, store).path == saes["layers.1"].path
+
+
+@needs_proc
+def test_layers_trained_together_resume_after_a_kill(
+    activations: Artifact, store: ArtifactStore, trained: Artifact, trained_second: Artifact
+) -> None:
+    def kill() -> None:
+        wait_until(lambda: len(checkpoints(store.root)) >= 3)
+        for pid in processes(store.root):
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    saes, failures = train_both(activations, store)
+    killer.join()
+    assert set(saes) | set(failures) == set(LAYERS)
+    assert all("ended by signal 9" in str(error) for error in failures.values())
+    assert failures
+    saes, failures = train_both(activations, store)
+    assert not failures
+    assert contents(saes["layers.1"]) == contents(trained)
+    assert contents(saes["layers.2"]) == contents(trained_second)
+
+
+def test_one_layer_of_several_fails_alone_and_is_resumed_alone(
+    activations: Artifact,
+    store: ArtifactStore,
+    trained: Artifact,
+    trained_second: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SAEINTERP_FAULT", "layers.1@40")
+    saes, failures = train_both(activations, store)
+    assert list(failures) == ["layers.1"]
+    assert "rehearsed failure before step 40" in str(failures["layers.1"])
+    assert contents(saes["layers.2"]) == contents(trained_second)
+    monkeypatch.delenv("SAEINTERP_FAULT")
+    assert contents(train(activations, store)) == contents(trained)
+
+
+def test_overrides_give_a_layer_its_own_shape_and_recipe(
+    activations: Artifact, store: ArtifactStore, trained: Artifact
+) -> None:
+    config = CONFIG.model_copy(update={"overrides": {"layers.2": {"num_latents": 24, "k": 2, "epochs": 3}}})
+    saes, failures = train_both(activations, store, config=config)
+    assert not failures
+    other = TopKSae.load(saes["layers.2"].path)
+    assert (other.num_latents, other.k) == (24, 2)
+    assert contents(saes["layers.1"]) == contents(trained)  # untouched by what differs elsewhere
+
+
+def test_whole_saes_dealt_out_over_processes_are_those_of_one(
+    activations: Artifact, store: ArtifactStore, trained: Artifact, trained_second: Artifact
+) -> None:
+    launch = LaunchConfig(threads=1, together=2, processes=2, spread="saes")
+    saes, failures = train_both(activations, store, launch=launch, launcher=launch_command)
+    assert not failures
+    assert contents(saes["layers.1"]) == contents(trained)
+    assert contents(saes["layers.2"]) == contents(trained_second)
+
+
+def test_a_launcher_of_ones_own_must_start_the_configured_number_of_processes(
+    activations: Artifact, store: ArtifactStore
+) -> None:
+    launch = LaunchConfig(threads=1, processes=2, command=(sys.executable,))
+    words = r"launch.processes: the launcher started another number of processes.*got 1.*Expected 2"
+    with pytest.raises(TrainingError, match=words):
+        train(activations, store, launch=launch, launcher=launch_command)
+
+
+def test_a_changed_setting_meets_no_checkpoint_of_the_old_one(
+    activations: Artifact, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another configuration is another artifact; only a checkpoint copied by hand is refused, by the field."""
+    monkeypatch.setenv("SAEINTERP_FAULT", "layers.1@60")
+    with pytest.raises(TrainingError, match="rehearsed"):
+        train(activations, store)
+    monkeypatch.delenv("SAEINTERP_FAULT")
+    changed = CONFIG.model_copy(update={"lr": 0.03})
+    old, new = (
+        store.root / ".work" / train_sae_recipe(activations, hookpoint="layers.1", config=config, launch=LAUNCH).folder
+        for config in (CONFIG, changed)
+    )
+    assert checkpoints(store.root)
+    shutil.copytree(old / "checkpoints", new / "checkpoints")
+    with pytest.raises(
+        TrainingError, match=r"the checkpoint was made with another training.lr \(got 'empty'\). Expected 0.03"
+    ):
+        train(activations, store, config=changed)
