@@ -13,9 +13,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 
 import saeinterp
+from flows.sae_commands import app as sae_app
+from flows.terminal import BAD_USAGE, COMPLETED, FAILED, Root, complain, err, guard, out
 from saeinterp import config as configs
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import load_config
@@ -27,7 +28,6 @@ FLOWS: dict[str, tuple[str, type[BaseModel]]] = {
     "compare-explainers": ("flows.compare_explainers:compare_explainers", configs.CompareExplainersConfig),
     "compare-models": ("flows.compare_models:compare_models", configs.CompareModelsConfig),
 }
-COMPLETED, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="saeinterp",
@@ -37,8 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(sae_app)
 
 FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
 ConfigFile = Annotated[
@@ -52,10 +51,6 @@ Overrides = Annotated[
     typer.Option(
         "--set", "-s", help="Override one value, such as training.k=16. May be repeated.", metavar="A.B=VALUE"
     ),
-]
-Root = Annotated[
-    Path | None,
-    typer.Option("--root", help="Artifact folder; default is SAEINTERP_ROOT, else ./runs.", metavar="DIR"),
 ]
 
 
@@ -111,7 +106,7 @@ def plan(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None,
     _prepare_environment(root)
     from flows.plan import print_plan
 
-    _guard(lambda: print_plan(_flow(flow), settings, store=ArtifactStore(), console=out))
+    guard(lambda: print_plan(_flow(flow), settings, store=ArtifactStore(), console=out))
 
 
 @app.command()
@@ -177,7 +172,7 @@ def _config(flow: str, source: str | None, overrides: list[str]) -> BaseModel:
     try:
         return load()
     except ConfigError as error:
-        _complain(error, BAD_USAGE)
+        complain(error, BAD_USAGE)
 
 
 def _prepare_environment(root: Path | None) -> None:
@@ -216,7 +211,7 @@ def _execute(name: str, source: str | None, overrides: list[str], root: Path | N
             raise outcome
         return _close(state, outcome)
 
-    code = _guard(work)
+    code = guard(work)
     raise typer.Exit(code)
 
 
@@ -224,23 +219,6 @@ def _close(state: Any, outcome: Any) -> int:
     from flows.console import print_ending
 
     return COMPLETED if print_ending(state, outcome, out=out, err=err) else FAILED
-
-
-def _guard(work: Any) -> Any:
-    try:
-        return work()
-    except SaeinterpError as error:
-        _complain(error, BAD_USAGE if isinstance(error, ConfigError) else FAILED)
-    except KeyboardInterrupt:
-        err.print("Interrupted. Run the same command again: finished steps are kept, unfinished ones resume.")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _complain(error: SaeinterpError, code: int) -> NoReturn:
-    if os.environ.get("SAEINTERP_VERBOSE"):
-        err.print_exception()
-    err.print(f"Error: {error}", style="red", markup=False)
-    raise typer.Exit(code) from None
 
 
 if __name__ == "__main__":

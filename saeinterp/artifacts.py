@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from saeinterp.errors import ArtifactError, DamagedArtifactError
+from saeinterp.hardware import hardware
 
 log = logging.getLogger(__name__)
 
@@ -382,6 +383,7 @@ def _write_manifest(recipe: Recipe, space: Workspace, *, seconds: float) -> None
             "seconds": round(seconds, 3),
             "host": socket.gethostname(),
             "platform": platform.platform(),
+            "hardware": hardware()._asdict(),
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in _RECORDED_PACKAGES},
         },

@@ -23,6 +23,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+from saeinterp import errors
+from saeinterp.errors import SaeinterpError
+
 log = logging.getLogger(__name__)
 
 Event = Literal["STARTED", "PROGRESS", "FINISHED", "FAILED"]
@@ -37,7 +40,8 @@ class Exit(NamedTuple):
     """How a child ended."""
 
     code: int | None
-    """Exit status of the direct child (negative: a signal); None when it was stopped for taking too long."""
+    """Exit status of the direct child (negative: a signal); None when it was stopped for taking too long, or by
+    `stop`."""
     tail: tuple[str, ...]
     """Its last lines, events left out."""
 
@@ -58,6 +62,19 @@ def emit(event: Event, **values: Any) -> None:
     sys.stdout.flush()
 
 
+def emit_error(error: SaeinterpError, **values: Any) -> None:
+    """Tell the supervising process of an error, as a FAILED event; `values` are added to it."""
+    parts = ("problem", "field", "got", "expected", "next_step")
+    emit("FAILED", error=type(error).__name__, **{name: getattr(error, name) for name in parts}, **values)
+
+
+def error_of(values: Mapping[str, Any]) -> SaeinterpError:
+    """The error that a FAILED event tells of, in its own type where that is one of ours."""
+    kind = getattr(errors, values["error"], SaeinterpError)
+    parts = {name: values[name] for name in ("field", "got", "expected", "next_step")}
+    return (kind if issubclass(kind, SaeinterpError) else SaeinterpError)(values["problem"], **parts)
+
+
 def run_child(
     command: Sequence[str],
     *,
@@ -66,6 +83,7 @@ def run_child(
     on_event: Callable[[Event, dict[str, Any]], None],
     on_line: Callable[[str], None],
     grace: float = 10.0,
+    stop: threading.Event | None = None,
 ) -> Exit:
     """Run a command to its end and pass on its output; on any exception in this thread stop it first.
 
@@ -75,6 +93,7 @@ def run_child(
         on_event: Called with what the child emitted.
         on_line: Called with every other line.
         grace: Seconds between SIGTERM and SIGKILL, for a last checkpoint.
+        stop: Set by another thread to stop it.
     """
     process = subprocess.Popen(
         command,
@@ -102,7 +121,7 @@ def run_child(
                 line = ""
             if line is None:
                 return Exit(process.wait(timeout=grace), tuple(tail))
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (stop is not None and stop.is_set()):
                 return Exit(None, tuple(tail))
             match = _EVENT.fullmatch(line)
             if match:

@@ -86,6 +86,10 @@ class DamagedArtifactError(ArtifactError):
     """An artifact's files do not match its manifest."""
 
 
+class CaptureError(SaeinterpError):
+    """A process that collects activations ended before its time."""
+
+
 class TrainingError(SaeinterpError):
     """SAE training failed or diverged."""
 

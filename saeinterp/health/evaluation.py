@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
-from saeinterp.config import HealthConfig, recipe_of
+from saeinterp.config import HealthConfig, Placement, recipe_of
 from saeinterp.errors import ConfigError, DataError
 from saeinterp.health.reconstruction import measure_reconstruction
 from saeinterp.health.summary import health_checks, health_values
@@ -51,7 +51,7 @@ def evaluate_health(
     hookpoint: str,
     config: HealthConfig,
     store: ArtifactStore,
-    device: str = "auto",
+    device: str | Placement = "auto",
     progress: Progress | None = None,
 ) -> Artifact:
     """Measure one SAE on the health split of the corpus.

@@ -167,7 +167,8 @@ def _clean_pass(subject: Subject, batch: Batch, hookpoints: Sequence[str]) -> tu
     captured: dict[str, Tensor] = {}
 
     def keep(name: str, hidden: Tensor) -> Tensor:
-        captured[name] = hidden
+        # A spread model gives it on the device of that module.
+        captured[name] = hidden.to(subject.device)
         return hidden
 
     with contextlib.ExitStack() as stack:

@@ -31,7 +31,10 @@ enum { OUT_OF_MEMORY = 1 };
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vec_bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t vec_half __attribute__((vector_size(2 * LANES)));
+typedef float four __attribute__((vector_size(16)));
+
+INLINE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
+INLINE i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
 
 INLINE vec load(const float *p) {
   vec v;
@@ -41,35 +44,86 @@ INLINE vec load(const float *p) {
 
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
-INLINE float bits_to_float(uint32_t bits) {
+INLINE float sum_of(vec v) {
+  four parts[LANES / 4];
+  memcpy(parts, &v, sizeof v);
+#if LANES == 16
+  parts[0] = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+#elif LANES == 8
+  parts[0] += parts[1];
+#endif
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+}
+
+INLINE float element(const void *row, i64 i, int bf16) {
+  if (!bf16)
+    return ((const float *)row)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)row)[i] << 16;
   float f;
   memcpy(&f, &bits, 4);
   return f;
 }
 
-INLINE i64 min_of(i64 a, i64 b) { return a < b ? a : b; }
-INLINE i64 round_up(i64 n, i64 unit) { return (n + unit - 1) / unit * unit; }
+/* Rows are read in chunks, two vectors each. Of bfloat16 the two hold the even and the odd elements, because a shift
+   and a mask then convert all (little-endian) pairs; sums over d do not mind, and `pack` and `unpack` reorder the
+   rest. The last chunk of a row is filled up with zeros. */
+#define CHUNK (2 * LANES)
 
-/* Vector and element i of a row that holds bfloat16 or float32. */
-INLINE vec load_row(const void *row, i64 i, int bf16) {
+INLINE void load_chunk(const void *row, i64 i, i64 count, int bf16, vec out[2]) {
+  if (bf16) {
+    vec_bits pairs = {0};
+    if (count >= CHUNK)
+      memcpy(&pairs, (const uint16_t *)row + i, sizeof pairs);
+    else
+      memcpy(&pairs, (const uint16_t *)row + i, (size_t)count * 2);
+    out[0] = (vec)(pairs << 16);
+    out[1] = (vec)(pairs & 0xFFFF0000u);
+  } else {
+    const float *p = (const float *)row + i;
+    float part[CHUNK] = {0};
+    if (count < CHUNK) {
+      memcpy(part, p, (size_t)count * 4);
+      p = part;
+    }
+    out[0] = load(p);
+    out[1] = load(p + LANES);
+  }
+}
+
+/* float32 elements from their order in memory to that of chunks, and back. */
+INLINE void pack(const float *restrict from, i64 d, int bf16, float *restrict to) {
+  i64 i = 0;
+  for (; bf16 && i + CHUNK <= d; i += CHUNK)
+    for (int lane = 0; lane < LANES; lane++) {
+      to[i + lane] = from[i + 2 * lane];
+      to[i + LANES + lane] = from[i + 2 * lane + 1];
+    }
+  if (!bf16) {
+    memcpy(to, from, (size_t)d * sizeof(float));
+    i = d;
+  }
+  for (i64 j = d; j < round_up(d, CHUNK); j++)
+    to[j] = 0;
+  if (bf16 && i < d) {
+    for (i64 j = i; j < i + CHUNK; j++)
+      to[j] = 0;
+    for (i64 j = i; j < d; j++)
+      to[i + (j - i) % 2 * LANES + (j - i) / 2] = from[j];
+  }
+}
+
+INLINE void unpack(const float *restrict from, i64 d, int bf16, float *restrict to) {
+  i64 i = 0;
+  for (; bf16 && i + CHUNK <= d; i += CHUNK)
+    for (int lane = 0; lane < LANES; lane++) {
+      to[i + 2 * lane] = from[i + lane];
+      to[i + 2 * lane + 1] = from[i + LANES + lane];
+    }
   if (!bf16)
-    return load((const float *)row + i);
-  vec_half half;
-  memcpy(&half, (const uint16_t *)row + i, sizeof half);
-  return (vec)(__builtin_convertvector(half, vec_bits) << 16);
-}
-
-INLINE float element(const void *row, i64 i, int bf16) {
-  return bf16 ? bits_to_float((uint32_t)((const uint16_t *)row)[i] << 16) : ((const float *)row)[i];
-}
-
-INLINE float sum_of(vec v) {
-  float lanes[LANES];
-  memcpy(lanes, &v, sizeof v);
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; i++)
-      lanes[i] += lanes[i + width];
-  return lanes[0];
+    memcpy(to, from, (size_t)d * sizeof(float));
+  else
+    for (i64 j = i; j < d; j++)
+      to[j] = from[i + (j - i) % 2 * LANES + (j - i) / 2];
 }
 
 /* ---- Selection ----------------------------------------------------------------------------------------------
@@ -194,6 +248,7 @@ static i64 pad(int16_t *keys, i64 n) {
   return end;
 }
 
+/* The ReLU keeps any NaN, sign set or not (processors make both): it must reach the loss. */
 INLINE void write_keys(const void *row, i64 M, int bf16, int absolute, int16_t *restrict keys) {
   if (bf16) {
     const int16_t *bits = row;
@@ -202,7 +257,7 @@ INLINE void write_keys(const void *row, i64 M, int bf16, int absolute, int16_t *
         keys[i] = bits[i] & INT16_MAX;
     else
       for (i64 i = 0; i < M; i++)
-        keys[i] = bits[i] > 0 ? bits[i] : 0;
+        keys[i] = bits[i] > 0 ? bits[i] : bits[i] > (int16_t)0xFF80 && bits[i] < 0 ? INT16_MAX : 0;
   } else {
     const int32_t *bits = row;
     if (absolute)
@@ -210,7 +265,7 @@ INLINE void write_keys(const void *row, i64 M, int bf16, int absolute, int16_t *
         keys[i] = (int16_t)((bits[i] & INT32_MAX) >> 16);
     else
       for (i64 i = 0; i < M; i++)
-        keys[i] = (int16_t)((bits[i] > 0 ? bits[i] : 0) >> 16);
+        keys[i] = bits[i] > 0 ? bits[i] >> 16 : bits[i] > (int32_t)0xFF800000 && bits[i] < 0 ? INT16_MAX : 0;
   }
 }
 
@@ -233,12 +288,9 @@ static int lower_bound(const Scratch *s, i64 n, i64 k) {
   return threshold(s->maxima, sets, k, 0, INT16_MAX, k / 4, &more);
 }
 
-/* s->chosen = the k largest of a row, ties to the lowest index. */
+/* s->chosen = the k largest of a row (NaN is largest), ties to the lowest index. */
 static void select_row(const void *row, i64 M, i64 k, int bf16, int absolute, const Scratch *s) {
-  if (bf16)
-    write_keys(row, M, 1, absolute, s->keys);
-  else
-    write_keys(row, M, 0, absolute, s->keys);
+  write_keys(row, M, bf16, absolute, s->keys);
   i64 n = pad(s->keys, M), more;
   const int16_t *keys = s->keys;
   const int32_t *few = NULL;
@@ -298,7 +350,7 @@ int saeinterp_top_k(const void *pre, i64 rows, i64 M, i64 k, int bf16, int absol
       select_row(row, M, k, bf16, absolute, &s);
       for (i64 j = 0; j < k; j++) {
         float value = element(row, s.chosen[j], bf16);
-        values[r * k + j] = absolute || !signbit(value) ? value : 0;
+        values[r * k + j] = absolute || !(value <= 0) ? value : 0;
         indices[r * k + j] = s.chosen[j];
       }
     }
@@ -331,7 +383,7 @@ int saeinterp_keep_top_k(const void *pre, i64 S, i64 N, i64 M, i64 k, int bf16, 
       for (i64 j = 0; j < k; j++) {
         i64 m = s.chosen[j];
         float value = element(row, m, bf16);
-        if (value == 0 || (!absolute && signbit(value)))
+        if (value == 0 || (!absolute && value < 0))
           continue;
         memcpy(kept + m * width, row + m * width, (size_t)width);
 #pragma omp atomic
@@ -349,60 +401,57 @@ int saeinterp_keep_top_k(const void *pre, i64 S, i64 N, i64 M, i64 k, int bf16, 
 
 /* ---- Decoding ------------------------------------------------------------------------------------------------ */
 
-/* error -= value[0] * row[0] + ... over J decoder rows. */
-INLINE void subtract(float *error, const float *from, const void *const *rows, const float *value, i64 d, int J, int bf16) {
-  i64 i = 0;
-  for (; i + LANES <= d; i += LANES) {
-    vec a = load(from + i);
-    for (int j = 0; j < J; j++)
-      a -= value[j] * load_row(rows[j], i, bf16);
-    store(error + i, a);
+/* error -= value[0] * row[0] + ... over J decoder rows; error is in the order of chunks. */
+INLINE void subtract(float *restrict error, const void *const *rows, const float *value, i64 d, int J, int bf16) {
+  const void *row[8];
+  vec times[8];
+  for (int j = 0; j < J; j++) {
+    row[j] = rows[j];
+    times[j] = value[j] + (vec){0};
   }
-  for (; i < d; i++) {
-    float a = from[i];
-    for (int j = 0; j < J; j++)
-      a -= value[j] * element(rows[j], i, bf16);
-    error[i] = a;
+  for (i64 i = 0; i < d; i += CHUNK) {
+    vec a = load(error + i), b = load(error + i + LANES), w[2];
+    for (int j = 0; j < J; j++) {
+      load_chunk(row[j], i, d - i, bf16, w);
+      a -= times[j] * w[0];
+      b -= times[j] * w[1];
+    }
+    store(error + i, a);
+    store(error + i + LANES, b);
   }
 }
 
 /* out[j] = <error, row[j]> for J decoder rows. */
 INLINE void project(const float *error, const void *const *rows, float *out, i64 d, int J, int bf16) {
-  vec sums[8];
-  float rest[8];
+  const void *row[4];
+  vec a[4], b[4], w[2];
   for (int j = 0; j < J; j++) {
-    sums[j] = (vec){0};
-    rest[j] = 0;
+    row[j] = rows[j];
+    a[j] = b[j] = (vec){0};
   }
-  i64 i = 0;
-  for (; i + LANES <= d; i += LANES) {
-    vec a = load(error + i);
-    for (int j = 0; j < J; j++)
-      sums[j] += a * load_row(rows[j], i, bf16);
-  }
-  for (; i < d; i++)
-    for (int j = 0; j < J; j++)
-      rest[j] += error[i] * element(rows[j], i, bf16);
+  for (i64 i = 0; i < d; i += CHUNK)
+    for (int j = 0; j < J; j++) {
+      load_chunk(row[j], i, d - i, bf16, w);
+      a[j] += load(error + i) * w[0];
+      b[j] += load(error + i + LANES) * w[1];
+    }
   for (int j = 0; j < J; j++)
-    out[j] = sum_of(sums[j]) + rest[j];
+    out[j] = sum_of(a[j] + b[j]);
 }
 
-INLINE void decode_row(const float *x, i64 d, i64 active, const void **rows, const float *value,
+INLINE void decode_row(const float *x, i64 d, i64 active, const void **rows, const float *value, float *packed,
                        float *error, float *dvalue, int bf16) {
-  const float *from = x;
   i64 j = 0;
-  for (; j + 8 <= active; j += 8, from = error)
-    subtract(error, from, rows + j, value + j, d, 8, bf16);
-  for (; j + 2 <= active; j += 2, from = error)
-    subtract(error, from, rows + j, value + j, d, 2, bf16);
-  if (j < active || !active)
-    subtract(error, from, rows + j, value + j, d, active ? 1 : 0, bf16);
-  for (j = 0; j + 8 <= active; j += 8)
-    project(error, rows + j, dvalue + j, d, 8, bf16);
-  for (; j + 2 <= active; j += 2)
-    project(error, rows + j, dvalue + j, d, 2, bf16);
-  if (j < active)
-    project(error, rows + j, dvalue + j, d, 1, bf16);
+  pack(x, d, bf16, packed);
+  for (; j + 8 <= active; j += 8)
+    subtract(packed, rows + j, value + j, d, 8, bf16);
+  for (; j < active; j++)
+    subtract(packed, rows + j, value + j, d, 1, bf16);
+  unpack(packed, d, bf16, error);
+  for (j = 0; j + 4 <= active; j += 4)
+    project(packed, rows + j, dvalue + j, d, 4, bf16);
+  for (; j < active; j++)
+    project(packed, rows + j, dvalue + j, d, 1, bf16);
 }
 
 /* error[S, N, d] = x - sum of value * W_dec; dvalues[S, N, k] = <error, W_dec>, 0 where the value is 0.
@@ -410,13 +459,15 @@ INLINE void decode_row(const float *x, i64 d, i64 active, const void **rows, con
 int saeinterp_decode_error(const float *x, const float *values, const i64 *indices, const void *W_dec, i64 W_stride,
                            i64 S, i64 N, i64 d, i64 k, int bf16, float *error, float *dvalues) {
   int threads = omp_get_max_threads();
-  i64 width = bf16 ? 2 : 4, bytes = round_up(k * (i64)(sizeof(void *) + 2 * sizeof(float) + sizeof(i64)), 64);
-  char *memory = malloc((size_t)(bytes * threads));
+  i64 width = bf16 ? 2 : 4, padded = round_up(d, CHUNK);
+  i64 bytes = round_up(padded * 4 + k * (i64)(sizeof(void *) + 2 * sizeof(float) + sizeof(i64)), 64);
+  char *memory = aligned_alloc(64, (size_t)(bytes * threads));
   if (!memory)
     return OUT_OF_MEMORY;
 #pragma omp parallel
   {
-    const void **rows = (const void **)(memory + bytes * omp_get_thread_num());
+    float *packed = (float *)(memory + bytes * omp_get_thread_num());
+    const void **rows = (const void **)(packed + padded);
     i64 *slot = (i64 *)(rows + k);
     float *value = (float *)(slot + k), *dvalue = value + k;
 #pragma omp for schedule(dynamic, 32)
@@ -432,9 +483,9 @@ int saeinterp_decode_error(const float *x, const float *values, const i64 *indic
         slot[active++] = r * k + j;
       }
       if (bf16)
-        decode_row(x + r * d, d, active, rows, value, error + r * d, dvalue, 1);
+        decode_row(x + r * d, d, active, rows, value, packed, error + r * d, dvalue, 1);
       else
-        decode_row(x + r * d, d, active, rows, value, error + r * d, dvalue, 0);
+        decode_row(x + r * d, d, active, rows, value, packed, error + r * d, dvalue, 0);
       for (i64 j = 0; j < active; j++)
         dvalues[slot[j]] = dvalue[j];
     }
@@ -447,7 +498,7 @@ int saeinterp_decode_error(const float *x, const float *values, const i64 *indic
    The (row, latent) pairs of an SAE are sorted by latent, then rows; each latent sums its rows. d is cut into
    slices: one slice of all rows is copied together so that it stays in the second-level cache. */
 
-#define SLICE 32 /* columns; 4,096 rows of them take 512 KiB */
+#define SLICE_BYTES 128 /* of a row: 4,096 rows take 512 KiB */
 
 typedef struct {
   int32_t *row;
@@ -489,45 +540,60 @@ static void place_chunks(int32_t *counts, i64 chunks, i64 M, const Pairs *pairs,
   pairs->start[M] = at;
 }
 
-static void copy_slice(const float *from, i64 N, i64 d, i64 column, float *restrict to) {
-  i64 width = min_of(SLICE, d - column);
-  for (i64 r = 0; r < N; r++, from += d, to += SLICE)
-    if (width == SLICE)
-      memcpy(to, from + column, SLICE * sizeof(float));
-    else {
-      memset(to, 0, SLICE * sizeof(float));
-      memcpy(to, from + column, (size_t)width * sizeof(float));
-    }
+INLINE uint16_t to_bfloat16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  return (uint16_t)(f == f ? rounded : (bits >> 16 | 0x40));
 }
 
-/* out[m, column : column + SLICE] = sum over the pairs of m of weight * slice[row] */
-static void sum_slice(const float *slice, const Pairs *pairs, const float *weight, i64 m0, i64 m1, i64 d, i64 column,
-                      float *out) {
-  enum { V = SLICE / LANES };
-  i64 width = min_of(SLICE, d - column);
+/* Columns column ... column + SLICE_BYTES / size - 1 of all rows, side by side, zeros beyond d; `from` is float32, or
+   already of the slice's type. */
+static void copy_slice(const void *from, i64 N, i64 d, i64 column, int round, i64 size, char *restrict to) {
+  i64 width = min_of(SLICE_BYTES / size, d - column);
+  for (i64 r = 0; r < N; r++, to += SLICE_BYTES) {
+    if (width * size < SLICE_BYTES)
+      memset(to, 0, SLICE_BYTES);
+    if (round) {
+      const float *row = (const float *)from + r * d + column;
+      for (i64 i = 0; i < width; i++)
+        ((uint16_t *)to)[i] = to_bfloat16(row[i]);
+    } else if (width * size == SLICE_BYTES)
+      memcpy(to, (const char *)from + (r * d + column) * size, SLICE_BYTES);
+    else
+      memcpy(to, (const char *)from + (r * d + column) * size, (size_t)(width * size));
+  }
+}
+
+/* out[m, column ...] = sum over the pairs of m of weight * slice[row] */
+INLINE void sum_slice(const char *slice, const Pairs *pairs, const float *weight, i64 m0, i64 m1, i64 d, i64 column,
+                      float *out, int bf16) {
+  enum { MOST = SLICE_BYTES / 2 };
+  const i64 columns = SLICE_BYTES / (bf16 ? 2 : 4), width = min_of(columns, d - column);
+  const int V = (int)columns / LANES;
   for (i64 m = m0; m < m1; m++) {
-    vec a[V] = {0}, b[V] = {0};
+    vec a[MOST / LANES] = {{0}}, b[MOST / LANES] = {{0}}, w[2];
     i64 p = pairs->start[m], end = pairs->start[m + 1];
-    for (; p + 2 <= end; p += 2) {
-      const float *first = slice + (i64)pairs->row[p] * SLICE, *second = slice + (i64)pairs->row[p + 1] * SLICE;
-      for (int i = 0; i < V; i++) {
-        a[i] += weight[p] * load(first + i * LANES);
-        b[i] += weight[p + 1] * load(second + i * LANES);
+    if (!bf16) /* two at a time: too few sums to keep the multipliers busy */
+      for (; p + 2 <= end; p += 2)
+        for (int i = 0; i < V; i += 2) {
+          load_chunk(slice + (i64)pairs->row[p] * SLICE_BYTES, i * LANES, CHUNK, 0, w);
+          a[i] += weight[p] * w[0];
+          a[i + 1] += weight[p] * w[1];
+          load_chunk(slice + (i64)pairs->row[p + 1] * SLICE_BYTES, i * LANES, CHUNK, 0, w);
+          b[i] += weight[p + 1] * w[0];
+          b[i + 1] += weight[p + 1] * w[1];
+        }
+    for (; p < end; p++)
+      for (int i = 0; i < V; i += 2) {
+        load_chunk(slice + (i64)pairs->row[p] * SLICE_BYTES, i * LANES, CHUNK, bf16, w);
+        a[i] += weight[p] * w[0];
+        a[i + 1] += weight[p] * w[1];
       }
-    }
-    if (p < end)
-      for (int i = 0; i < V; i++)
-        a[i] += weight[p] * load(slice + (i64)pairs->row[p] * SLICE + i * LANES);
-    float *to = out + m * d + column;
-    if (width == SLICE) {
-      for (int i = 0; i < V; i++)
-        store(to + i * LANES, a[i] + b[i]);
-    } else {
-      float sums[SLICE];
-      for (int i = 0; i < V; i++)
-        store(sums + i * LANES, a[i] + b[i]);
-      memcpy(to, sums, (size_t)width * sizeof(float));
-    }
+    float sums[MOST];
+    for (int i = 0; i < V; i++)
+      store(sums + i * LANES, a[i] + b[i]);
+    unpack(sums, width, bf16, out + m * d + column);
   }
 }
 
@@ -540,76 +606,90 @@ static void sum_dvalues(const Pairs *pairs, i64 m0, i64 m1, float *out) {
   }
 }
 
-/* Writes W_enc[S, M, d], b_enc[S, M], W_dec[S, M, d] (with strides between SAEs) and fired[S, M]. */
-int saeinterp_weight_gradients(const float *x, const float *error, const float *values, const float *dvalues,
+/* Everything an SAE's weight gradients are made of, and where they go. */
+typedef struct {
+  const void *x;
+  const float *error;
+  float *W_enc, *b_enc, *W_dec;
+  i64 N, d;
+} Layer;
+
+/* Latents m0 ... m1 - 1 of one slice; `which` numbers slices, those of W_dec even, of W_enc odd. *copied is the slice
+   that `slice` holds. */
+INLINE void sum_task(const Layer *layer, const Pairs *pairs, i64 which, i64 m0, i64 m1, int bf16, char *slice,
+                     i64 *copied) {
+  const i64 size = bf16 ? 2 : 4, column = which / 2 * (SLICE_BYTES / size);
+  const int encoder = which % 2;
+  if (*copied != which)
+    copy_slice(encoder ? layer->x : layer->error, layer->N, layer->d, column, bf16 && !encoder, size, slice);
+  *copied = which;
+  sum_slice(slice, pairs, encoder ? pairs->dvalue : pairs->value, m0, m1, layer->d, column,
+            encoder ? layer->W_enc : layer->W_dec, bf16);
+  if (which == 0)
+    sum_dvalues(pairs, m0, m1, layer->b_enc);
+}
+
+/* Writes W_enc[S, M, d], b_enc[S, M], W_dec[S, M, d] (with strides between SAEs) and fired[S, M]. Where x is
+   bfloat16, the error is rounded to it too. */
+int saeinterp_weight_gradients(const void *x, int bf16, const float *error, const float *values, const float *dvalues,
                                const i64 *indices, i64 S, i64 N, i64 d, i64 M, i64 k, float *W_enc, i64 W_enc_stride,
                                float *b_enc, i64 b_enc_stride, float *W_dec, i64 W_dec_stride, float *fired) {
   /* Many SAEs: each is one thread's work. Few: all threads share one after another. */
-  int threads = omp_get_max_threads(), many = S >= 4 * threads;
-  i64 sets = many ? threads : 1, chunks = many ? 1 : threads, slices = (d + SLICE - 1) / SLICE;
-  i64 blocks = many ? 1 : (4 * threads + 2 * slices - 1) / (2 * slices); /* of latents, to have work for all */
-  i64 ints = round_up(N * k + M + 1 + chunks * M, 16), floats = round_up(2 * N * k, 16);
-  i64 set_bytes = 4 * (ints + floats), slice_bytes = N * SLICE * 4;
+  const i64 threads = omp_get_max_threads(), size = bf16 ? 2 : 4, columns = SLICE_BYTES / size;
+  const int many = S >= 4 * threads;
+  const i64 sets = many ? threads : 1, chunks = many ? 1 : threads, slices = 2 * ((d + columns - 1) / columns);
+  const i64 blocks = many ? 1 : min_of(M, (4 * threads + slices - 1) / slices); /* of latents: work for all */
+  const i64 ints = round_up(N * k + M + 1 + chunks * M, 16), floats = round_up(2 * N * k, 16);
+  const i64 set_bytes = 4 * (ints + floats), slice_bytes = N * SLICE_BYTES;
   char *memory = aligned_alloc(64, (size_t)round_up(sets * set_bytes + threads * slice_bytes, 64));
   if (!memory)
     return OUT_OF_MEMORY;
 #pragma omp parallel
   {
-    int me = omp_get_thread_num();
-    float *slice = (float *)(memory + sets * set_bytes + me * slice_bytes);
+    const i64 me = omp_get_thread_num();
+    char *slice = memory + sets * set_bytes + me * slice_bytes;
     Pairs pairs;
     pairs.value = (float *)(memory + (many ? me : 0) * set_bytes);
     pairs.dvalue = pairs.value + N * k;
     pairs.row = (int32_t *)(pairs.value + floats);
     pairs.start = pairs.row + N * k;
     int32_t *counts = pairs.start + M + 1;
-    if (many) {
-#pragma omp for schedule(dynamic, 1)
-      for (i64 s = 0; s < S; s++) {
-        const float *v = values + s * N * k, *dv = dvalues + s * N * k;
-        const i64 *index = indices + s * N * k;
+    const i64 s0 = many ? me : 0, s_step = many ? omp_get_num_threads() : 1;
+    for (i64 s = s0; s < S; s += s_step) {
+      const float *v = values + s * N * k, *dv = dvalues + s * N * k;
+      const i64 *index = indices + s * N * k;
+      const Layer layer = {(const char *)x + s * N * d * size, error + s * N * d, W_enc + s * W_enc_stride,
+                           b_enc + s * b_enc_stride, W_dec + s * W_dec_stride, N, d};
+      i64 copied = -1;
+      if (many) {
         memset(counts, 0, (size_t)M * sizeof(int32_t));
         count_pairs(v, index, k, 0, N, counts);
         place_chunks(counts, 1, M, &pairs, fired + s * M);
         place_pairs(v, dv, index, k, 0, N, counts, &pairs);
-        for (i64 c = 0; c < slices; c++) {
-          copy_slice(error + s * N * d, N, d, c * SLICE, slice);
-          sum_slice(slice, &pairs, pairs.value, 0, M, d, c * SLICE, W_dec + s * W_dec_stride);
-          copy_slice(x + s * N * d, N, d, c * SLICE, slice);
-          sum_slice(slice, &pairs, pairs.dvalue, 0, M, d, c * SLICE, W_enc + s * W_enc_stride);
-        }
-        sum_dvalues(&pairs, 0, M, b_enc + s * b_enc_stride);
-      }
-    } else {
-      for (i64 s = 0; s < S; s++) {
-        const float *v = values + s * N * k, *dv = dvalues + s * N * k;
-        const i64 *index = indices + s * N * k;
-        i64 copied = -1;
-#pragma omp for schedule(static)
-        for (i64 c = 0; c < chunks; c++) {
-          memset(counts + c * M, 0, (size_t)M * sizeof(int32_t));
-          count_pairs(v, index, k, c * N / chunks, (c + 1) * N / chunks, counts + c * M);
-        }
-#pragma omp single
-        place_chunks(counts, chunks, M, &pairs, fired + s * M);
-#pragma omp for schedule(static)
-        for (i64 c = 0; c < chunks; c++)
-          place_pairs(v, dv, index, k, c * N / chunks, (c + 1) * N / chunks, counts + c * M, &pairs);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 task = 0; task < 2 * slices * blocks; task++) {
-          i64 which = task / blocks, block = task % blocks, column = which / 2 * SLICE;
-          i64 m0 = block * M / blocks, m1 = (block + 1) * M / blocks;
-          int encoder = which % 2;
-          if (copied != which)
-            copy_slice((encoder ? x : error) + s * N * d, N, d, column, slice);
-          copied = which;
-          if (encoder)
-            sum_slice(slice, &pairs, pairs.dvalue, m0, m1, d, column, W_enc + s * W_enc_stride);
+        for (i64 which = 0; which < slices; which++)
+          if (bf16)
+            sum_task(&layer, &pairs, which, 0, M, 1, slice, &copied);
           else
-            sum_slice(slice, &pairs, pairs.value, m0, m1, d, column, W_dec + s * W_dec_stride);
-          if (which == 0)
-            sum_dvalues(&pairs, m0, m1, b_enc + s * b_enc_stride);
-        }
+            sum_task(&layer, &pairs, which, 0, M, 0, slice, &copied);
+        continue;
+      }
+#pragma omp for schedule(static)
+      for (i64 c = 0; c < chunks; c++) {
+        memset(counts + c * M, 0, (size_t)M * sizeof(int32_t));
+        count_pairs(v, index, k, c * N / chunks, (c + 1) * N / chunks, counts + c * M);
+      }
+#pragma omp single
+      place_chunks(counts, chunks, M, &pairs, fired + s * M);
+#pragma omp for schedule(static)
+      for (i64 c = 0; c < chunks; c++)
+        place_pairs(v, dv, index, k, c * N / chunks, (c + 1) * N / chunks, counts + c * M, &pairs);
+#pragma omp for schedule(dynamic, 1)
+      for (i64 task = 0; task < slices * blocks; task++) {
+        i64 block = task % blocks, m0 = block * M / blocks, m1 = (block + 1) * M / blocks;
+        if (bf16)
+          sum_task(&layer, &pairs, task / blocks, m0, m1, 1, slice, &copied);
+        else
+          sum_task(&layer, &pairs, task / blocks, m0, m1, 0, slice, &copied);
       }
     }
   }

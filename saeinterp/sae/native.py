@@ -40,7 +40,7 @@ _SIGNATURES = {
     "top_k": [_POINTER, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER],
     "keep_top_k": [_POINTER, _LONG, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER],
     "decode_error": [*4 * [_POINTER], *5 * [_LONG], _INT, _POINTER, _POINTER],
-    "weight_gradients": [*5 * [_POINTER], *5 * [_LONG], *3 * [_POINTER, _LONG], _POINTER],
+    "weight_gradients": [_POINTER, _INT, *4 * [_POINTER], *5 * [_LONG], *3 * [_POINTER, _LONG], _POINTER],
     "update": [
         *2 * [_POINTER, _LONG], _POINTER, _POINTER, _LONG, *3 * [_LONG], _INT, *4 * [_DOUBLE], *3 * [_POINTER],
     ],
@@ -48,7 +48,7 @@ _SIGNATURES = {
 }  # fmt: skip
 
 
-class _Unavailable(Exception):
+class _UnavailableError(Exception):
     """Why there are no C kernels, in one clause."""
 
 
@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _load(_compiled())
-    except (_Unavailable, OSError, subprocess.SubprocessError) as error:
+    except (_UnavailableError, OSError, subprocess.SubprocessError) as error:
         log.info("no C kernels, training uses torch alone, several times slower on a CPU: %s", error)
         return None
 
@@ -131,14 +131,14 @@ def weight_gradients(
 ) -> Tensor:
     """`reference.weight_gradients`; each latent sums its rows in their order."""
     lib = library()
-    if lib is None or x_SNd.dtype is not torch.float32:
+    if lib is None or x_SNd.dtype not in _FLOATS:
         return reference.weight_gradients(
             x_SNd, error_SNd, values, dvalues, indices, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec
         )
     S, N, k = indices.shape
     M, d = W_dec.shape[1:]
     assert N * k < 2**31
-    _check(x_SNd, (S, N, d))
+    _check(x_SNd, (S, N, d), dtype=x_SNd.dtype)
     _check(error_SNd, (S, N, d))
     _check_code(values, indices)
     _check(dvalues, (S, N, k))
@@ -147,7 +147,7 @@ def weight_gradients(
     _check(b_enc, (S, M), strided=True)
     fired = torch.empty(S, M)
     _call(
-        lib.saeinterp_weight_gradients, x_SNd.data_ptr(), error_SNd.data_ptr(), values.data_ptr(), dvalues.data_ptr(),
+        lib.saeinterp_weight_gradients, x_SNd.data_ptr(), _is_bfloat16(x_SNd), error_SNd.data_ptr(), values.data_ptr(), dvalues.data_ptr(),
         indices.data_ptr(), S, N, d, M, k, W_enc.data_ptr(), W_enc.stride(0), b_enc.data_ptr(), b_enc.stride(0),
         W_dec.data_ptr(), W_dec.stride(0), fired.data_ptr(),
     )  # fmt: skip
@@ -177,7 +177,7 @@ def update(
     S, M, d = len(lr), num_latents, d_in
     P = 2 * M * d + M + d
     adam = optimizer == "adam"
-    assert len(steps) == S and len(moments) == 1 + adam
+    assert (len(steps), len(moments)) == (S, 1 + adam)
     _check(params_SP, (S, P), strided=True)
     _check(gradient_SP, (S, P), strided=True)
     _check(factor_S, (S,))
@@ -213,17 +213,22 @@ def _check_code(values: Tensor, indices: Tensor) -> None:
     _check(indices, shape, dtype=torch.int64)
 
 
-def _check(tensor: Tensor, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, strided: bool = False) -> None:
+def _check(
+    tensor: Tensor, shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, strided: bool = False
+) -> None:
     """C trusts what it is given; `strided` allows any stride between SAEs."""
-    assert tensor.shape == shape and tensor.dtype is dtype and tensor.device.type == "cpu", (tensor.shape, shape)
+    got = (tuple(tensor.shape), tensor.dtype, tensor.device.type)
+    assert got == (shape, dtype, "cpu"), (got, shape, dtype)
     assert (tensor[0] if strided and len(tensor) else tensor).is_contiguous()
 
 
 def _compiled() -> Path:
     """The shared library for this source, compiler and CPU, made now unless an earlier process made it."""
-    compiler = next((path for name in (os.environ.get("CC"), "gcc", "cc") if name and (path := shutil.which(name))), None)
+    compiler = next(
+        (path for name in (os.environ.get("CC"), "gcc", "cc") if name and (path := shutil.which(name))), None
+    )
     if compiler is None:
-        raise _Unavailable("no C compiler found (gcc)")
+        raise _UnavailableError("no C compiler found (gcc)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
     parts = [_SOURCE.read_text(encoding="utf-8"), version, " ".join(_FLAGS), platform.machine(), _cpu_flags()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -245,7 +250,7 @@ def _build(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
     if done.returncode:
         message = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[-200:])
-        raise _Unavailable(f"{command[0]} failed: {message.strip()}")
+        raise _UnavailableError(f"{command[0]} failed: {message.strip()}")
 
 
 def _private_folder() -> Path:
@@ -255,7 +260,7 @@ def _private_folder() -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _Unavailable(f"others can write to {folder}; make it private: chmod 700 {folder}")
+        raise _UnavailableError(f"others can write to {folder}; make it private: chmod 700 {folder}")
     return folder
 
 
@@ -281,5 +286,5 @@ def _load(path: Path) -> ctypes.CDLL:
         function.argtypes, function.restype = types, _INT
     threads = lib.saeinterp_threads()
     if threads != torch.get_num_threads():
-        raise _Unavailable(f"it would run {threads} threads where torch runs {torch.get_num_threads()}")
+        raise _UnavailableError(f"it would run {threads} threads where torch runs {torch.get_num_threads()}")
     return lib

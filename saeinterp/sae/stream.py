@@ -81,7 +81,7 @@ class ActivationStream:
     stops keeps the block where it stopped.
 
     Args:
-        subject: The running model.
+        subject: The running model; nobody else may run it while the stream works `ahead`.
         contexts: Of the train split.
         hookpoints: Every one captured.
         limits: The largest norm of a usable row, by hookpoint.

@@ -1,4 +1,4 @@
-"""A TopK SAE: encode, decode, and sparsify's folder layout in and out.
+"""A TopK SAE: encode, decode, and sparsify's folder layout in and out (SAELens' is in `formats`).
 
 `encode` computes in the type of the stored weights. The surprising choice: weights are never altered on the way
 in or out, so an SAE saved, loaded and saved again has the same bytes, whatever wrote it first.
@@ -113,18 +113,21 @@ class TopKSae:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> TopKSae:
-        """Read a folder written by `save` or by sparsify; the stored type is kept.
+        """Read a folder written by `save`, by sparsify or by SAELens; the stored type is kept.
 
         Raises:
             DataError: A file is missing or unreadable, a tensor is missing or has the wrong shape, `k` exceeds the
-                dictionary, or it is a kind of coder that this is not (transcoder, skip connection, group max).
+                dictionary, or it is a kind of coder that this is not (transcoder, skip connection, group max, or see
+                `formats.load_sae_lens`).
         """
+        from saeinterp.sae.formats import detect, load_sae_lens
+
         folder = Path(folder)
+        if detect(folder) == "sae-lens":
+            return load_sae_lens(folder, device=device)
         config = _read_config(folder)
         try:
             tensors = load_file(folder / WEIGHTS, device=str(device))
-        except FileNotFoundError as error:
-            raise _bad(folder, f"no {WEIGHTS}") from error
         except (SafetensorError, OSError) as error:
             raise _bad(folder, f"{WEIGHTS} is unreadable: {error}") from error
         d_in, num_latents = config["d_in"], config["num_latents"]

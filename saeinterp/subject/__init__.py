@@ -1,24 +1,14 @@
 """The model under study: loading, corpora, hookpoints, activations."""
 
-from saeinterp.subject.activations import (
-    activation_bytes,
-    collect_activations,
-    collect_activations_recipe,
-)
+from saeinterp.subject.activations import collect_activations, collect_activations_recipe
 from saeinterp.subject.cache import ActivationCache
 from saeinterp.subject.contexts import Context, ContextBatch, Contexts, batches, documents, read_contexts
 from saeinterp.subject.corpora import build_corpus, build_corpus_recipe, estimate_tokens
 from saeinterp.subject.devices import fast_bfloat16, resolve_device, resolve_dtype
 from saeinterp.subject.hookpoints import blocks, capture, module_path, resolve, splice
-from saeinterp.subject.models import (
-    Subject,
-    load_subject,
-    load_tokenizer,
-    prepare_subject,
-    prepare_subject_recipe,
-    subject_info,
-    subject_width,
-)
+from saeinterp.subject.models import Subject, load_subject, load_tokenizer, subject_info, subject_width
+from saeinterp.subject.preparing import prepare_subject, prepare_subject_recipe
+from saeinterp.subject.shards import activation_bytes
 from saeinterp.subject.streaming import streams
 
 __all__ = [

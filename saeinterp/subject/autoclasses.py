@@ -1,4 +1,4 @@
-"""transformers' auto classes, imported under a lock.
+"""transformers' auto classes, imported under a lock, and what to put around the calls to them.
 
 transformers resolves its names on first use, and of two threads that ask at the same moment one can find the
 module half made ("cannot import name 'AutoConfig'"). Steps of one flow run in threads, so they ask here.
@@ -6,10 +6,19 @@ module half made ("cannot import name 'AutoConfig'"). Steps of one flow run in t
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from saeinterp.errors import SaeinterpError, SubjectError
+from saeinterp.subject.origins import first_line
+
 _LOCK = threading.Lock()
+_HINTS = {
+    "trust_remote_code": "set trust_remote_code: true if you trust whoever wrote that checkpoint's code",
+    "bitsandbytes": "pip install --upgrade 'saeinterp[quantized]'",
+}
 
 
 class AutoClasses(NamedTuple):
@@ -27,3 +36,37 @@ def auto_classes() -> AutoClasses:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         return AutoClasses(AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of our own."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def explained(model: str) -> Iterator[None]:
+    """Turn what transformers and safetensors raise on unreadable checkpoints into a `SubjectError`."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SaeinterpError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in (28, 122):  # full disk: the store explains that one
+            raise
+        hint = "check that the folder holds config.json, tokenizer files and complete *.safetensors"
+        hint = next((known for word, known in _HINTS.items() if word in str(error)), hint)
+        raise SubjectError(
+            f"cannot be loaded: {first_line(error)}", field="subject.model", got=model, next_step=hint
+        ) from error

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from saeinterp.errors import ConfigError, DataError
+from saeinterp.subject.placement import input_device
 
 _BLOCK = re.compile(r"(?:layers|h|blocks)\.(\d+)((?:\.\w+)*)")
 
@@ -77,7 +78,7 @@ def capture(
         hookpoints: Names, see the module docstring.
 
     Returns:
-        `{hookpoint: [B, T, d]}` in the model's dtype, on its device. Padding rows hold nonsense.
+        `{hookpoint: [B, T, d]}` in the model's dtype, each on the device of its module. Padding rows hold nonsense.
 
     Raises:
         ConfigError: A hookpoint does not exist, does not run, or gives no `[B, T, d]` tensor.
@@ -195,7 +196,7 @@ def _tuple_length(model: Any, block: nn.Module) -> int | None:
 
         handle = block.register_forward_hook(hook)
         try:
-            device = next(model.parameters()).device
+            device = input_device(model)
             with torch.inference_mode(), contextlib.suppress(_ForwardStoppedError):
                 model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         finally:

@@ -1,26 +1,22 @@
-"""The model under study: hub id, local folder, .gguf file, the packaged demo model, or its random-weights control.
+"""The model under study, loaded: pretrained or with random weights, on one device or spread, quantised or not.
 
-A subject's recipe holds what the checkpoint *contains* (a fingerprint, or the hub commit), never where it
-lies, so a moved folder recomputes nothing. The surprising choice: the control stores no weights; they are
-drawn from the seed, in float32, whenever it is loaded.
+The surprising choice: the control stores no weights; they are drawn from the seed, in float32, whenever it is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Workspace, read_json, write_json
-from saeinterp.config import SubjectConfig
+from saeinterp.artifacts import Artifact, ArtifactStore, read_json
+from saeinterp.config import Placement, SubjectConfig
 from saeinterp.errors import BudgetError, SubjectError
-from saeinterp.progress import Progress, silent
-from saeinterp.subject.autoclasses import auto_classes
-from saeinterp.subject.devices import resolve_device, resolve_dtype
+from saeinterp.subject.autoclasses import auto_classes, explained, quiet
 from saeinterp.subject.origins import (
     DEMO,
     DEMO_WIDTH,
@@ -28,12 +24,18 @@ from saeinterp.subject.origins import (
     check_folder,
     download,
     find_origin,
-    first_line,
     folder_fingerprint,
-    origin_fingerprint,
 )
-
-VERSION = 1
+from saeinterp.subject.placement import (
+    fit_map,
+    input_device,
+    main_device,
+    memory_limits,
+    placed,
+    spread,
+)
+from saeinterp.subject.preparing import prepare_subject
+from saeinterp.subject.quantization import own_quantization, quantization_settings
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Subject:
         num_layers: Number of blocks.
         d_model: Width of the residual stream.
         vocab_size: Rows of the embedding.
-        device: Where the model is, such as `cpu` or `cuda:0`.
+        device: Where token ids go, such as `cpu` or `cuda:0`; the whole model too, unless it is spread.
         dtype: Compute type: `bfloat16`, `float16` or `float32`.
     """
 
@@ -59,71 +61,6 @@ class Subject:
     vocab_size: int
     device: str
     dtype: str
-
-
-def prepare_subject_recipe(config: SubjectConfig) -> Recipe:
-    """The recipe of a subject.
-
-    Raises:
-        SubjectError: The model does not exist, is not reachable, or has no safetensors.
-    """
-    origin = find_origin(config)
-    values = {
-        "weights": config.weights,
-        "dtype": resolve_dtype(config.dtype, config.device),
-        "fingerprint": origin_fingerprint(origin, weights=config.weights == "pretrained"),
-        "title": _title(origin, config),
-        "trust_remote_code": config.trust_remote_code,
-    }
-    if config.weights == "random":
-        values["weights_seed"] = config.weights_seed
-    return Recipe(kind="subject", name=_slug(_title(origin, config)), version=VERSION, config=values)
-
-
-def prepare_subject(config: SubjectConfig, *, store: ArtifactStore, progress: Progress | None = None) -> Artifact:
-    """Make sure the subject can be loaded, converting GGUF checkpoints to safetensors once.
-
-    Payload: `subject.json`, and `model/` for converted checkpoints and for the control (without weights).
-
-    Raises:
-        SubjectError: The model does not exist, is not reachable, has no safetensors or no tokenizer.
-    """
-    recipe = prepare_subject_recipe(config)
-    origin = find_origin(config)
-    report = progress or silent
-
-    def write(space: Workspace) -> None:
-        report(0, 1, "checkpoint")
-        own = space.out / "model"
-        path = download(origin, config) if origin.kind == "hub" else origin.path
-        assert path is not None
-        if origin.kind != "gguf":
-            check_folder(path, weights=config.weights == "pretrained")
-        with _quiet(), _explained(config.model):
-            if config.weights == "random":
-                description = _write_description(path, own, trust_remote_code=config.trust_remote_code)
-            elif origin.kind == "gguf":
-                description = _convert_gguf(path, own, dtype=recipe.config["dtype"])
-            else:
-                description = _read_description(path, trust_remote_code=config.trust_remote_code)
-        facts = {
-            "model": config.model,
-            "title": recipe.config["title"],
-            "revision": origin.commit,
-            "weights": config.weights,
-            "weights_seed": config.weights_seed if config.weights == "random" else None,
-            "dtype": recipe.config["dtype"],
-            "source": "self" if own.exists() else "folder",
-            "path": None if own.exists() else str(path),
-            "fingerprint": recipe.config["fingerprint"],
-            "trust_remote_code": config.trust_remote_code,
-            **description,
-        }
-        write_json(space.out / "subject.json", facts)
-        space.counts = {key: description[key] for key in ("num_layers", "d_model", "vocab_size")}
-        report(1, 1, "checkpoint")
-
-    return store.build(recipe, write)
 
 
 def subject_info(subject: Artifact) -> dict[str, Any]:
@@ -161,64 +98,30 @@ def subject_width(config: SubjectConfig) -> int | None:
 
 
 def load_subject(
-    subject: Artifact | SubjectConfig, *, device: str = "auto", store: ArtifactStore | None = None
+    subject: Artifact | SubjectConfig, *, device: str | Placement = "auto", store: ArtifactStore | None = None
 ) -> Subject:
     """Load a prepared subject; a `SubjectConfig` is prepared first (in `store`, default `SAEINTERP_ROOT`).
 
     Args:
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, or a placement that may spread the model.
 
     Raises:
         SubjectError: Its checkpoint has gone, has changed, or cannot be read.
-        ConfigError: The device does not exist here.
+        ConfigError: The device does not exist here, or a `device_map` does not fit the model.
+        BudgetError: The model does not fit.
+        MissingDependencyError: Quantised without bitsandbytes.
     """
     if isinstance(subject, SubjectConfig):
-        device = subject.device if device == "auto" else device
+        device = subject.placement if device == "auto" else device
         subject = prepare_subject(subject, store=store or ArtifactStore())
-    import torch
-
-    auto = auto_classes()
     info = subject_info(subject)
-    place = resolve_device(device)
+    placement = placed(device)
+    main = main_device(placement)
     folder = _checkpoint_folder(subject, info)
-    dtype = getattr(torch, info["dtype"])
-    trust = info["trust_remote_code"]
-    with _quiet(), _explained(info["model"]):
+    with quiet(), explained(info["model"]), _fits(info, placement, main):
         tokenizer = load_tokenizer(subject)
-        if info["weights"] == "random":
-            config = auto.config.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(info["weights_seed"])
-                # Drawn in float32, so that every dtype rounds the same numbers.
-                model = auto.model.from_config(config, dtype=torch.float32, trust_remote_code=trust).to(dtype)
-        else:
-            model, loading = auto.model.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=trust,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            missing = sorted(loading["missing_keys"])
-            if missing:
-                # transformers fills the gaps with random weights and only warns.
-                raise SubjectError(
-                    f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}",
-                    field="subject.model",
-                    got=info["model"],
-                    expected="a checkpoint of a causal language model",
-                    next_step="use the checkpoint that has a language-modelling head",
-                )
-    try:
-        model = model.eval().requires_grad_(False).to(place)
-    except torch.OutOfMemoryError as error:
-        raise BudgetError(
-            f"{info['title']} does not fit on {place} in {info['dtype']}",
-            field="subject.device",
-            got=place,
-            next_step="use a larger GPU, subject.dtype: bfloat16, or device: cpu",
-        ) from error
+        read = _draw if info["weights"] == "random" else _read
+        model = read(folder, info, placement, main).eval().requires_grad_(False)
     return Subject(
         model=model,
         tokenizer=tokenizer,
@@ -226,9 +129,111 @@ def load_subject(
         num_layers=info["num_layers"],
         d_model=info["d_model"],
         vocab_size=info["vocab_size"],
-        device=place,
+        device=main if placement.device_map == "single" else str(input_device(model)),
         dtype=info["dtype"],
     )
+
+
+def _draw(folder: Path, info: dict[str, Any], placement: Placement, main: str) -> Any:
+    """The control: fresh weights, drawn in memory and moved from there."""
+    import torch
+
+    auto = auto_classes()
+    trust = info["trust_remote_code"]
+    config = auto.config.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(info["weights_seed"])
+        # Drawn in float32, so that every dtype rounds the same numbers.
+        model = auto.model.from_config(config, dtype=torch.float32, trust_remote_code=trust)
+    model = model.to(getattr(torch, info["dtype"]))
+    if placement.device_map == "single":
+        return model.to(main)
+    with contextlib.ExitStack() as stack:
+        model = spread(model, placement, offload=stack.enter_context(_offload_folder()))
+        # What lies there is read at every pass: the folder goes when the model does.
+        weakref.finalize(model, stack.pop_all().close)
+    return model
+
+
+def _read(folder: Path, info: dict[str, Any], placement: Placement, main: str) -> Any:
+    """The checkpoint's own weights, quantised on the way where that is asked for."""
+    import torch
+
+    auto = auto_classes()
+    options: dict[str, Any] = {"trust_remote_code": info["trust_remote_code"], "local_files_only": True}
+    config = auto.config.from_pretrained(folder, **options)
+    dtype = getattr(torch, info["dtype"])
+    quantization = info.get("quantization", "none")
+    if quantization != "none":
+        options["quantization_config"] = quantization_settings(quantization, dtype)
+    with contextlib.ExitStack() as stack:
+        if placement.device_map != "single":
+            if isinstance(placement.device_map, dict):
+                with torch.device("meta"):
+                    shell = auto.model.from_config(config, trust_remote_code=info["trust_remote_code"])
+                options["device_map"] = fit_map(shell, placement)
+            else:
+                options["device_map"] = placement.device_map
+            options["max_memory"] = memory_limits(placement)
+            # Weights of safetensors files are read from where they are; this is for those that must be rewritten.
+            options["offload_folder"] = stack.enter_context(_offload_folder())
+        elif quantization != "none" or own_quantization(config) is not None:
+            # Quantised weights are made, or unpacked, where they are to stay: most kinds cannot be moved afterwards.
+            options["device_map"] = {"": torch.cuda.current_device() if main == "cuda" else main}
+        model, loading = auto.model.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        weakref.finalize(model, stack.pop_all().close)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        # transformers fills the gaps with random weights and only warns.
+        raise SubjectError(
+            f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}",
+            field="subject.model",
+            got=info["model"],
+            expected="a checkpoint of a causal language model",
+            next_step="use the checkpoint that has a language-modelling head",
+        )
+    return model if "device_map" in options else model.to(main)
+
+
+def _offload_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="saeinterp-offload-")
+
+
+@contextlib.contextmanager
+def _fits(info: dict[str, Any], placement: Placement, main: str) -> Iterator[None]:
+    """Say what to do when the weights do not fit."""
+    import torch
+
+    quantization = info.get("quantization", "none")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = "a larger GPU, subject.device_map: auto (several GPUs, memory and disk)"
+        if quantization == "none":
+            smaller += ", subject.quantization: int8 or nf4"
+        if info["dtype"] == "float32":
+            smaller += ", subject.dtype: bfloat16"
+        if placement.device_map != "single":
+            smaller = "lower subject.max_memory for that GPU: activations need room besides the weights"
+        raise BudgetError(
+            f"{info['title']} does not fit on {main} in {info['dtype'] if quantization == 'none' else quantization}",
+            field="subject.device" if placement.device_map == "single" else "subject.device_map",
+            got=main if placement.device_map == "single" else placement.device_map,
+            next_step=smaller if placement.device_map != "single" else f"use {smaller}, or device: cpu",
+        ) from error
+    except ValueError as error:
+        if quantization == "none" or "CPU or the disk" not in str(error):
+            raise
+        raise BudgetError(
+            f"{info['title']} does not fit on the GPUs in {quantization}, and quantised weights stay on GPUs",
+            field="subject.device_map",
+            got=placement.device_map,
+            expected="room for all weights on the visible GPUs",
+            next_step="add GPUs, raise subject.max_memory, or set subject.quantization: none (memory and disk then "
+            "take the rest)",
+        ) from error
 
 
 def load_tokenizer(subject: Artifact) -> Any:
@@ -238,18 +243,10 @@ def load_tokenizer(subject: Artifact) -> Any:
         SubjectError: Its checkpoint has gone or has changed.
     """
     info = subject_info(subject)
-    with _quiet(), _explained(info["model"]):
+    with quiet(), explained(info["model"]):
         return auto_classes().tokenizer.from_pretrained(
             _checkpoint_folder(subject, info), trust_remote_code=info["trust_remote_code"], local_files_only=True
         )
-
-
-def _title(origin: Origin, config: SubjectConfig) -> str:
-    return origin.title + (" (random weights)" if config.weights == "random" else "")
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.") or "subject"
 
 
 def _checkpoint_folder(subject: Artifact, info: dict[str, Any]) -> Path:
@@ -275,102 +272,3 @@ def _checkpoint_folder(subject: Artifact, info: dict[str, Any]) -> Path:
             next_step="run again from the start: the changed checkpoint gets a recipe of its own",
         )
     return folder
-
-
-def _read_description(folder: Path, *, trust_remote_code: bool) -> dict[str, Any]:
-    auto = auto_classes()
-    config = auto.config.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    auto.tokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    return _facts(config)
-
-
-def _write_description(path: Path, own: Path, *, trust_remote_code: bool) -> dict[str, Any]:
-    """Save configuration and tokenizer, without weights."""
-    auto = auto_classes()
-    if path.is_file():
-        options: dict[str, Any] = {"gguf_file": path.name}
-        folder = path.parent
-    else:
-        options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-        folder = path
-    config = auto.config.from_pretrained(folder, **options)
-    tokenizer = auto.tokenizer.from_pretrained(folder, **options)
-    _clean(config)
-    config.save_pretrained(own)
-    tokenizer.save_pretrained(own)
-    if trust_remote_code:
-        for code in folder.glob("*.py"):
-            shutil.copy(code, own)
-    return _facts(config)
-
-
-def _convert_gguf(path: Path, own: Path, *, dtype: str) -> dict[str, Any]:
-    """Dequantise a .gguf checkpoint into a safetensors folder."""
-    import torch
-
-    auto = auto_classes()
-    tokenizer = auto.tokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    loaded = auto.model.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    config = loaded.config
-    _clean(config)
-    state = loaded.state_dict()
-    # A fresh shell for the weights: the loaded model remembers that it was quantised and refuses to be saved.
-    with torch.device("meta"):
-        model = auto.model.from_config(config, dtype=torch.float32)
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
-    model.to(getattr(torch, dtype)).save_pretrained(own)
-    tokenizer.save_pretrained(own)
-    return _facts(config)
-
-
-def _clean(config: Any) -> None:
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    # GGUF files carry free text here, hub ids carry machine paths; neither belongs in an artifact.
-    config._name_or_path = ""
-
-
-def _facts(config: Any) -> dict[str, Any]:
-    text = config.get_text_config()
-    return {
-        "architecture": config.model_type,
-        "num_layers": int(text.num_hidden_layers),
-        "d_model": int(text.hidden_size),
-        "vocab_size": int(text.vocab_size),
-        "max_positions": getattr(text, "max_position_embeddings", None),
-    }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars out of our own."""
-    from transformers.utils import logging as hf_logging
-
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _explained(model: str) -> Iterator[None]:
-    """Turn what transformers and safetensors raise on unreadable checkpoints into a `SubjectError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SubjectError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno in (28, 122):  # full disk: the store explains that one
-            raise
-        hint = "check that the folder holds config.json, tokenizer files and complete *.safetensors"
-        if "trust_remote_code" in str(error):
-            hint = "set trust_remote_code: true if you trust whoever wrote that checkpoint's code"
-        raise SubjectError(
-            f"cannot be loaded: {first_line(error)}", field="subject.model", got=model, next_step=hint
-        ) from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from saeinterp.artifacts import Artifact, Ref, read_json
 from saeinterp.config import CaptureConfig, CorpusConfig, SubjectConfig
-from saeinterp.subject.activations import activation_bytes
 from saeinterp.subject.corpora import estimate_tokens
 from saeinterp.subject.models import subject_info, subject_width
+from saeinterp.subject.shards import activation_bytes
 
 
 def streams(

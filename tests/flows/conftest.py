@@ -73,7 +73,7 @@ def planted_config(
         "corpus": {"sources": [{"name": str(planted_corpus)}], "context_length": 64},
         "capture": {"hookpoints": ["layers.0", "layers.1", "layers.2"]},
         "training": {"num_latents": 20, "k": 1, "epochs": 8, "batch_rows": 256, "dead_after_rows": 2000},
-        "launch": {"threads": 1},
+        "launch": {"threads": 1, "together": 2},
         "examples": {
             "latents": "all",
             "window": 16,

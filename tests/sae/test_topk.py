@@ -136,9 +136,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "sae.safetensors").write_bytes(b"not tensors")
     with pytest.raises(DataError, match=r"sae\.safetensors is unreadable"):
         TopKSae.load(tmp_path)
-    (tmp_path / "sae.safetensors").unlink()
-    with pytest.raises(DataError, match=r"no sae\.safetensors"):
-        TopKSae.load(tmp_path)
     (tmp_path / "cfg.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
+        TopKSae.load(tmp_path)
+    (tmp_path / "sae.safetensors").unlink()
+    with pytest.raises(DataError, match=r"no sae\.safetensors, no sae_weights\.safetensors"):
         TopKSae.load(tmp_path)

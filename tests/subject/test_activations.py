@@ -26,6 +26,7 @@ from saeinterp.subject import (
     load_subject,
     prepare_subject,
     read_contexts,
+    shards,
 )
 
 HOOKPOINTS = ("layers.0", "layers.2")
@@ -152,7 +153,7 @@ def test_a_killed_run_resumes_after_its_last_whole_shard(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(activations, "SHARD_ROWS", 2_000)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 2_000)
     config = capture_config(batch_contexts=4)
     other = ArtifactStore(tmp_path / "other")
     whole = collect_activations(
@@ -162,8 +163,7 @@ def test_a_killed_run_resumes_after_its_last_whole_shard(
         store=other,
         device="cpu",
     )
-    shards = len(list((whole.path / "layers.0").glob("*.parquet")))
-    assert shards > 5
+    assert len(list((whole.path / "layers.0").glob("*.parquet"))) > 5
     calls = 0
     original = forwarding.capture
 
@@ -223,7 +223,7 @@ def test_a_cache_beyond_the_free_disk_is_refused(
     subject: Artifact, corpus: Artifact, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(BudgetError, match=r"SAEINTERP_ROOT: .*0\.00 GB free.*larger disk"):
         collect_activations(subject, corpus, config=capture_config(), store=store, device="cpu")
 
