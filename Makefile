@@ -3,9 +3,9 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
 
-.PHONY: help install demo test test-slow test-browser check format clean
+.PHONY: help install demo test test-slow test-browser peers test-peers bench-training check format clean
 help: ## show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 install: .venv/.installed ## create .venv and install (TORCH_INDEX=URL picks the index torch comes from)
 
@@ -19,10 +19,21 @@ test: .venv/.installed ## the test suite
 	$(RUN) -m pytest -m "not slow"
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
-	$(RUN) -m pytest -m slow --ignore tests/browser
+	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers
 
 test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
 	$(RUN) -m pytest tests/browser
+
+peers: .venv-peers/.installed ## the SAE trainers we compare with, in .venv-peers (2.4 GB)
+
+.venv-peers/.installed: tests/peers/constraints.txt deployments/peers.py
+	$(PYTHON) -m deployments.peers --torch-index "$(TORCH_INDEX)"
+
+test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged with sparsify and SAELens
+	$(RUN) -m pytest tests/peers
+
+bench-training: .venv/.installed .venv-peers/.installed ## training speed, quality and memory against the peers
+	$(RUN) -m tests.benchmarks.training $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .
@@ -35,4 +46,4 @@ format: .venv/.installed ## format the sources
 	$(RUN) -m ruff check --fix .
 
 clean: ## remove what installing and running made
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv .venv-peers runs build dist *.egg-info

@@ -44,29 +44,31 @@ def main() -> None:
     (ROOT / ".venv" / ".installed").touch()
 
 
-def run(command: list[str], what: str) -> None:
+def run(command: list[str], what: str, *, target: str = "make install") -> None:
     """Run one installation step in the project folder; its failure ends the installation."""
     print(f"{what} ...", flush=True)
     started = time.monotonic()
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        sys.exit(f"{what} failed. Next: see pip's message above; `make install` goes on where it stopped.")
+        sys.exit(f"{what} failed. Next: see pip's message above; `{target}` goes on where it stopped.")
     print(f"{what}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def announce_torch(pip: list[str], torch: str, source: list[str]) -> None:
+def announce_torch(
+    pip: list[str], torch: str, source: list[str], *, constraints: str = "constraints.txt", target: str = "make install"
+) -> None:
     """Say how large the torch download is when pip resolves to a build with CUDA libraries."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [*pip, "install", "-q", "--dry-run", "--report", str(report), torch, "-c", "constraints.txt", *source]
+        command = [*pip, "install", "-q", "--dry-run", "--report", str(report), torch, "-c", constraints, *source]
         if subprocess.run(command, cwd=ROOT, check=False).returncode:
-            sys.exit(f"pip finds no {torch} for this Python. Next: make install TORCH_INDEX=<an index that has it>")
+            sys.exit(f"pip finds no {torch} for this Python. Next: {target} TORCH_INDEX=<an index that has it>")
         chosen = [item["metadata"]["name"] for item in json.loads(report.read_text())["install"]]
     if not any(name.startswith("nvidia-") for name in chosen) or shutil.which("nvidia-smi"):
         return
     print(
         f"pip offers only the CUDA build of {torch} here (about 3 GB to download, 6 GB on disk) and this machine shows "
         "no NVIDIA GPU.\nFor the small CPU build stop now (Ctrl-C) and give its index, as pytorch.org names it:\n"
-        "  make install TORCH_INDEX=<address of the CPU wheels>\nGoing on in 15 s.",
+        f"  {target} TORCH_INDEX=<address of the CPU wheels>\nGoing on in 15 s.",
         flush=True,
     )
     time.sleep(15)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -77,6 +77,39 @@ def export(
     guard(work)
 
 
+@app.command("convert")
+def convert_folder(
+    source: Annotated[str, typer.Argument(help=_DIR + " Folders of sparsify and SAELens too.", metavar="SRC")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.", metavar="DST")],
+    to: Annotated[
+        Literal["sae-lens", "sparsify"],
+        typer.Option("--to", help="Layout to write; sparsify's is saeinterp's own too."),
+    ],
+    hookpoint: Annotated[
+        str | None,
+        typer.Option("--hookpoint", help="For SAELens; default is the one SRC records.", metavar="NAME"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="For SAELens: the model, as it should load it.", metavar="NAME")
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write an SAE as SAELens or sparsify reads it; it encodes and decodes as before."""
+
+    def work() -> None:
+        folder = locate(source, ArtifactStore(root))
+        if to != "sae-lens" and (hookpoint or model):
+            raise ConfigError("--hookpoint and --model are for SAELens only", field="--to", got=to, expected="sae-lens")
+        from saeinterp.sae.formats import convert
+
+        written = target.expanduser()
+        sae = convert(folder, written, to, hookpoint=hookpoint, model_name=model)
+        shape = _shape(vars(sae) | {"num_latents": sae.num_latents, "d_in": sae.d_in})
+        out.print(f"{written.absolute()}: {shape}, as {to} reads it", markup=False)
+
+    guard(work)
+
+
 def locate(text: str, store: ArtifactStore) -> Path:
     """The folder that a user means: a path, an artifact id, or the latter without its `sae/`.
 
@@ -142,7 +175,7 @@ def _foreign(folder: Path) -> Iterator[tuple[str, str]]:
 
     sae = TopKSae.load(folder)
     yield "path", str(folder.absolute())
-    yield "shape", _shape({name: getattr(sae, name) for name in ("num_latents", "d_in", "k", "activation")})
+    yield "shape", _shape(vars(sae) | {"num_latents": sae.num_latents, "d_in": sae.d_in})
     yield "weights", str(sae.W_enc.dtype).removeprefix("torch.")
     yield "training", f"unknown: no {MANIFEST}, so not an artifact of a training run here"
 

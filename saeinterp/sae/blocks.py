@@ -237,7 +237,7 @@ class BlockMaker:
         Raises:
             SaeinterpError: What the first failing batch of any process raised.
         """
-        if self._size > 1:
+        if self._size > 1 and len(batches):
             return self._join_all(batches, hookpoints, share)
         if share.error is not None:
             raise share.error
@@ -271,14 +271,15 @@ class BlockMaker:
         for place, name in enumerate(hookpoints):
             own = self._joined(name, [batch.pop(name) for batch in share.batches]).rows.view(torch.uint8)
             lengths = [part[:, place, 0].tolist() for part in found]
-            padded = torch.zeros(max(sum(some) for some in lengths), own.shape[1], dtype=torch.uint8)
+            # Not every backend takes a tensor without rows.
+            padded = torch.zeros(max(1, *(sum(some) for some in lengths)), own.shape[1], dtype=torch.uint8)
             padded[: len(own)] = own
             pieces = [
                 iter(rows[: sum(some)].split(some)) for rows, some in zip(self._gather(padded), lengths, strict=True)
             ]
             rows = [next(pieces[index % size]).view(DTYPES[self._dtype]) for index in range(len(batches))]
             large = sum(int(part[:, place, 1].sum()) for part in found)
-            joined[name] = Part(torch.cat(rows) if rows else self._joined(name, []).rows, large)
+            joined[name] = Part(torch.cat(rows), large)
         return joined
 
     def _raise_first(

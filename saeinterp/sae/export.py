@@ -1,33 +1,36 @@
 """Training curves of finished SAEs for TensorBoard and Weights & Biases: one run per SAE, x axis the step.
 
 Both are optional packages and write below one folder. The surprising choices: runs are named and numbered by recipe,
-so exporting again replaces a run instead of adding to it; TensorBoard files are made from records alone, with wall
-times out of the artifact, so equal exports are equal files without a host name in them; and W&B stays offline
-unless told otherwise, with everything off that it records of its own accord (git state, code, host, user,
-environment, console).
+so exporting again replaces a run instead of adding to it; and TensorBoard files are made from records alone, with
+wall times out of the artifact, so equal exports are equal files without a host name in them.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import logging
 import os
-import shutil
+import sys
+import tempfile
 from calendar import timegm
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import strptime
 from typing import Any, Literal, NamedTuple
 
-from saeinterp.artifacts import MANIFEST, Artifact, write_atomic
+from saeinterp.artifacts import MANIFEST, Artifact, write_atomic, write_json
+from saeinterp.child import Event, run_child
 from saeinterp.errors import ArtifactError, ConfigError, MissingDependencyError
 from saeinterp.sae.finished import FinishedSae, read_finished
+from saeinterp.sae.wandb_writer import WandbJob, WandbRun
 
 log = logging.getLogger(__name__)
 
 Target = Literal["tensorboard", "wandb"]
 PROJECT = "saeinterp"
+_WANDB_SECONDS = 600.0  # a run, upload included
 EVENTS = "events.out.tfevents.saeinterp"  # TensorBoard reads any file with `tfevents` in its name
 
 TAGS = {
@@ -115,9 +118,8 @@ def export_curves(
         folder.mkdir(parents=True, exist_ok=True)
         if to == "tensorboard":
             return tuple(_to_tensorboard(sae, folder / name if name else folder) for sae in finished.values())
-        return tuple(
-            _to_wandb(sae, folder, project=project or PROJECT, name=name, offline=offline) for sae in finished.values()
-        )
+        saes_once = tuple(finished.values())
+        return _to_wandb(saes_once, folder, project=project or PROJECT, name=name, offline=offline)
     except OSError as error:
         raise ArtifactError(
             f"cannot write the curves: {error.strerror}",
@@ -191,56 +193,57 @@ def _to_tensorboard(sae: FinishedSae, folder: Path) -> Exported:
     return Exported(target.name, target / EVENTS, None)
 
 
-def _to_wandb(sae: FinishedSae, folder: Path, *, project: str, name: str | None, offline: bool) -> Exported:
-    # Crash reports of wandb itself would go out even when offline; read when it is imported.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ImportError as error:
-        raise _missing("wandb", error) from error
+def _to_wandb(
+    saes: Sequence[FinishedSae], folder: Path, *, project: str, name: str | None, offline: bool
+) -> tuple[Exported, ...]:
+    if importlib.util.find_spec("wandb") is None:
+        raise _missing("wandb")
+    names = {sae.artifact.hash: _run_name(sae) for sae in saes}
+    runs = [
+        WandbRun(
+            id=sae.artifact.hash,
+            name=_run_name(sae),
+            config=hyperparameters(sae),
+            points=[(point.step, point.values) for point in _points(sae)],
+        )
+        for sae in saes
+    ]
+    job = WandbJob(folder=folder, project=project, group=name, offline=offline, runs=runs)
+    written: list[Exported] = []
+    problems: list[str] = []
 
-    # A recipe's runs are found by its hash, W&B's run id: locally here, on the server by W&B itself.
-    recipe, run_name = sae.artifact.hash, _run_name(sae)
-    for earlier in (folder / "wandb").glob(f"*run-*-{recipe}"):
-        shutil.rmtree(earlier)
-    settings = wandb.Settings(
-        mode="offline" if offline else "online",
-        root_dir=str(folder),
-        reinit="create_new",  # leaves a run of the caller's own alone
-        run_group=name,
-        silent=True,
-        symlink=False,
-        console="off",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        disable_job_creation=True,
-        host="-",
-        program="-",
-        x_disable_machine_info=True,
-        x_disable_meta=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
-    try:
-        with wandb.init(
-            project=project, id=recipe, name=run_name, config=hyperparameters(sae), settings=settings
-        ) as run:
-            for step, _, values in _points(sae):
-                run.log(values, step=step)
-            path, url = Path(run.dir).parent, None if offline else run.url
-    except wandb.errors.Error as error:
+    def on_event(event: Event, values: dict[str, Any]) -> None:
+        if event == "FINISHED":
+            written.append(Exported(names[values["id"]], Path(values["path"]), values["url"]))
+        elif event == "FAILED":
+            problems.append(values["problem"])
+
+    with tempfile.TemporaryDirectory(prefix="saeinterp-") as place:
+        path = Path(place) / "job.json"
+        write_json(path, job.model_dump(mode="json"))
+        code, tail = run_child(
+            [sys.executable, "-m", "saeinterp.sae.wandb_writer", "--job", str(path)],
+            # W&B reports its own crashes to its makers, offline too, unless told not to.
+            env={"WANDB_ERROR_REPORTING": "false", **os.environ},
+            timeout=_WANDB_SECONDS * len(runs),
+            on_event=on_event,
+            on_line=lambda line: log.info("wandb: %s", line),
+        )
+    if problems or len(written) < len(runs):
+        ended = "it took too long" if code is None else f"its process ended with {code}: " + " | ".join(tail[-3:])
         raise ArtifactError(
-            f"W&B refuses the run: {error}",
-            field=sae.artifact.id,
-            next_step="log in with `wandb login`, or export offline and upload later with `wandb sync`",
-        ) from error
-    return Exported(run_name, path, url)
+            f"W&B did not take the run: {problems[0] if problems else ended}",
+            field=saes[len(written)].artifact.id,
+            next_step="log in with `wandb login` and run again, or export offline and upload later with `wandb sync`"
+            if not offline
+            else "see the message, then run again",
+        )
+    return tuple(written)
 
 
-def _missing(package: str, error: ImportError) -> MissingDependencyError:
+def _missing(package: str, error: ImportError | None = None) -> MissingDependencyError:
     return MissingDependencyError(
-        f"the package {package} cannot be imported: {error}",
+        f"the package {package} cannot be imported: {error}" if error else f"the package {package} is not installed",
         field="to",
         got=package,
         next_step=f"pip install {package} (with saeinterp: pip install 'saeinterp[{package}]')",

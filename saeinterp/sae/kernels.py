@@ -24,8 +24,8 @@ from saeinterp.sae import reference
 Activation = Literal["topk", "abs_topk"]
 Backend = Literal["torch", "native", "triton"]
 
-# Dense beats sparse while M <= ratio * k. Measured at 4,096 x 576 with k = 32 on two cores.
-_DENSE_RATIO = {"cuda": 256, "amx": 40, "bfloat16": 8, "other": 4}
+# Dense beats sparse while M <= ratio * k. Measured on two cores with AVX-512; AMX by its measured products alone.
+_DENSE_RATIO = {"cuda": 256, "amx": 8, "native": 2, "bfloat16": 8, "other": 4}
 
 
 class TopKCode(NamedTuple):
@@ -82,26 +82,30 @@ class Forward(NamedTuple):
 def choose_method(*, k: int, num_latents: int, device: torch.device, compute: torch.dtype) -> Method:
     """Dense products when many of the latents are active, sparse ones otherwise; the border depends on the device."""
     backend = _backend(device)
-    if device.type == "cuda":
-        ratio = _DENSE_RATIO["cuda"]
-    elif compute is not torch.bfloat16:
-        ratio = _DENSE_RATIO["other"]
-    else:
-        ratio = _DENSE_RATIO["amx" if torch.cpu._is_amx_tile_supported() else "bfloat16"]
-    return Method(compute=compute, dense=num_latents <= ratio * k, backend=backend)
+    amx = compute is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    plain = "bfloat16" if compute is torch.bfloat16 else "other"
+    kind = "cuda" if device.type == "cuda" else "amx" if amx else "native" if backend == "native" else plain
+    return Method(compute=compute, dense=num_latents <= _DENSE_RATIO[kind] * k, backend=backend)
 
 
 def backend_of(method: Method) -> ModuleType:
     """The module with `top_k`, `keep_top_k`, `decode_error`, `weight_gradients` and `update`."""
-    if method.backend == "native":
-        return import_module("saeinterp.sae.native")
-    if method.backend == "triton":
-        return import_module("saeinterp.sae.triton_kernels")
-    return reference
+    return _module(method.backend)
 
 
 def _backend(device: torch.device) -> Backend:
-    return "torch"
+    """C where it compiles, Triton where there is one for the card, else torch."""
+    backends: dict[str, Backend] = {"cpu": "native", "cuda": "triton"}
+    backend = backends.get(device.type, "torch")
+    if backend == "torch":
+        return backend
+    return backend if _module(backend).available() else "torch"
+
+
+def _module(backend: Backend) -> ModuleType:
+    """Imported when first used: one compiles, the other needs triton."""
+    names = {"native": "native", "triton": "triton_kernels", "torch": "reference"}
+    return import_module(f"saeinterp.sae.{names[backend]}")
 
 
 def write_gradients(

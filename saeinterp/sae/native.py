@@ -31,7 +31,7 @@ from saeinterp.sae.optimizers import BETAS, EPS, MOMENTUM, Optimizer
 log = logging.getLogger(__name__)
 
 SWITCH = "SAEINTERP_NATIVE"  # "0" turns the C kernels off
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("native_topk.c", "native_step.c", "native.h"))
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _COMPILE_SECONDS = 120.0
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -71,7 +71,7 @@ def available() -> bool:
 
 
 def top_k(pre_SNM: Tensor, k: int, *, absolute: bool) -> tuple[Tensor, Tensor]:
-    """`reference.top_k`, with ties broken by the lowest index."""
+    """`reference.top_k`, with ties broken by the lowest index; any NaN counts as largest."""
     lib = library()
     if lib is None or pre_SNM.dtype not in _FLOATS:
         return reference.top_k(pre_SNM, k, absolute=absolute)
@@ -86,7 +86,7 @@ def top_k(pre_SNM: Tensor, k: int, *, absolute: bool) -> tuple[Tensor, Tensor]:
 
 
 def keep_top_k(pre_SNM: Tensor, k: int, *, absolute: bool) -> tuple[Tensor, Tensor]:
-    """`reference.keep_top_k`, with ties broken by the lowest index."""
+    """`reference.keep_top_k`, with ties broken by the lowest index; any NaN counts as largest."""
     lib = library()
     if lib is None or pre_SNM.dtype not in _FLOATS:
         return reference.keep_top_k(pre_SNM, k, absolute=absolute)
@@ -129,11 +129,11 @@ def weight_gradients(
     b_enc: Tensor,
     W_dec: Tensor,
 ) -> Tensor:
-    """`reference.weight_gradients`; each latent sums its rows in their order."""
+    """`reference.weight_gradients`; where `x_SNd` is bfloat16, which is faster, the error is rounded to it as well."""
     lib = library()
     if lib is None or x_SNd.dtype not in _FLOATS:
         return reference.weight_gradients(
-            x_SNd, error_SNd, values, dvalues, indices, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec
+            x_SNd.to(error_SNd.dtype), error_SNd, values, dvalues, indices, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec
         )
     S, N, k = indices.shape
     M, d = W_dec.shape[1:]
@@ -147,8 +147,9 @@ def weight_gradients(
     _check(b_enc, (S, M), strided=True)
     fired = torch.empty(S, M)
     _call(
-        lib.saeinterp_weight_gradients, x_SNd.data_ptr(), _is_bfloat16(x_SNd), error_SNd.data_ptr(), values.data_ptr(), dvalues.data_ptr(),
-        indices.data_ptr(), S, N, d, M, k, W_enc.data_ptr(), W_enc.stride(0), b_enc.data_ptr(), b_enc.stride(0),
+        lib.saeinterp_weight_gradients, x_SNd.data_ptr(), _is_bfloat16(x_SNd), error_SNd.data_ptr(),
+        values.data_ptr(), dvalues.data_ptr(), indices.data_ptr(), S, N, d, M, k,
+        W_enc.data_ptr(), W_enc.stride(0), b_enc.data_ptr(), b_enc.stride(0),
         W_dec.data_ptr(), W_dec.stride(0), fired.data_ptr(),
     )  # fmt: skip
     return fired
@@ -230,7 +231,8 @@ def _compiled() -> Path:
     if compiler is None:
         raise _UnavailableError("no C compiler found (gcc)")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
-    parts = [_SOURCE.read_text(encoding="utf-8"), version, " ".join(_FLAGS), platform.machine(), _cpu_flags()]
+    sources = [path.read_text(encoding="utf-8") for path in _SOURCES]
+    parts = [*sources, version, " ".join(_FLAGS), platform.machine(), _cpu_flags()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = _private_folder()
     target = folder / f"native-{key}.so"
@@ -238,16 +240,17 @@ def _compiled() -> Path:
         return target
     # Racing processes each build one, under a name of their own; the last rename wins, and all are alike.
     with tempfile.TemporaryDirectory(dir=folder) as building:
-        compiled, linked = Path(building) / "native.o", Path(building) / "native.so"
-        _build([compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(compiled)])
+        linked = Path(building) / "native.so"
+        _build([compiler, *_FLAGS, "-c", *(str(path) for path in _SOURCES if path.suffix == ".c")], folder=building)
         # Linked apart from -fopenmp, which would ask for an OpenMP library besides torch's.
-        _build([compiler, "-shared", str(compiled), "-o", str(linked), "-lm"])
+        compiled = [f"{path.stem}.o" for path in _SOURCES if path.suffix == ".c"]
+        _build([compiler, "-shared", *compiled, "-o", str(linked), "-lm"], folder=building)
         linked.replace(target)
     return target
 
 
-def _build(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+def _build(command: Sequence[str], *, folder: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
     if done.returncode:
         message = next((line for line in done.stderr.splitlines() if "error" in line.lower()), done.stderr[-200:])
         raise _UnavailableError(f"{command[0]} failed: {message.strip()}")

@@ -6,7 +6,6 @@ diverging, leaves the batch, and the others go on as if it had never been there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -102,7 +101,7 @@ class Trainer:
         numbers = scalars.double()
         variance = numbers[:, 0] - x_sum.double().square().sum(1) / B
         fvu = numbers[:, 1] / variance
-        failed = self._failures(fvu, variance, numbers[:, 0])
+        failed = self._failures(fvu, numbers[:, 1] / (B * shape.d_in), variance)
         kept = {index: self._params[index].clone() for index in failed}
         gradient.b_dec.copy_(centre_gradient(gradient.b_dec, gradient.b_enc, weights.W_enc))
         backend_of(self.method).update(
@@ -222,12 +221,17 @@ class Trainer:
             )
             scalars[s, 2] = aux * share
 
-    def _failures(self, fvu_S: Tensor, variance_S: Tensor, squares_S: Tensor) -> dict[int, SaeinterpError]:
-        """The error of each run whose loss is not finite or has diverged, by its place in the batch."""
-        flat = variance_S <= 1e-7 * squares_S
+    def _failures(self, fvu_S: Tensor, error_S: Tensor, variance_S: Tensor) -> dict[int, SaeinterpError]:
+        """The error of each run whose loss is not finite or has diverged, by its place in the batch.
+
+        Judged by the mean squared error in training units, where rows vary by 1: the variance of centred rows is
+        itself worthless once `b_dec` has diverged.
+        """
+        diverged = ~(error_S <= DIVERGED)
+        equal = variance_S <= 1e-7 * self.shape.batch_rows * self.shape.d_in
         if self._look_every > 1:
             # What the first bad step looked like, kept on the device until it is looked at.
-            first = (self._bad[:, 1] == 0) & (~(fvu_S <= DIVERGED) | flat)
+            first = (self._bad[:, 1] == 0) & (diverged | equal)
             steps = torch.tensor([run.step + 1.0 for run in self.runs], dtype=torch.float64).to(self.device)
             self._bad = torch.where(first[:, None], torch.stack([fvu_S, steps], 1), self._bad)
             self.looked = any(self._look(run) for run in self.runs)
@@ -236,11 +240,11 @@ class Trainer:
             found = [(fvu, int(step) - 1) for fvu, step in self._bad.tolist()]
             return {s: self._failure(s, fvu, step=step) for s, (fvu, step) in enumerate(found) if step >= 0}
         failed: dict[int, SaeinterpError] = {}
-        for s, (fvu, equal) in enumerate(zip(fvu_S.tolist(), flat.tolist())):
-            if equal:
-                failed[s] = DataError(f"all rows of batch {self._places[s]} are equal", field=self.runs[s].name)
-            elif not (math.isfinite(fvu) and fvu <= DIVERGED):
+        for s, (fvu, bad, flat) in enumerate(zip(fvu_S.tolist(), diverged.tolist(), equal.tolist())):
+            if bad:
                 failed[s] = self._failure(s, fvu, step=self.runs[s].step)
+            elif flat:
+                failed[s] = DataError(f"all rows of batch {self._places[s]} are equal", field=self.runs[s].name)
         return failed
 
     def _look(self, run: Run) -> bool:

@@ -25,7 +25,8 @@ from saeinterp.sae.triton_programs import (
     update_program,
 )
 
-_ROW = 32_768  # widest row that one program holds in registers
+_ROW = 32_768  # widest row that one program turns into activations, held in registers
+_PIECE = 8192  # the same for a program that lists what it keeps, which takes more of them
 _MOST_ACTIVE = 1024  # decoder rows that one program decodes
 _WIDEST = 16_384  # decoder row that one program updates
 _TILE = 4096  # numbers of a two-dimensional tile
@@ -45,8 +46,8 @@ def top_k(pre_SNM: Tensor, k: int, *, absolute: bool) -> tuple[Tensor, Tensor]:
     assert 0 < k <= M
     bits, names = _bits(pre_SNM).view(S * N, M), None
     # A row too wide for one program goes in pieces; what is largest in them contains what is largest in the row.
-    while bits.shape[1] > _ROW:
-        if k > _ROW // 2:
+    while bits.shape[1] > _PIECE:
+        if k > _PIECE // 2:
             return _sorted_top_k(pre_SNM, k, absolute=absolute)
         bits, names = _largest(bits, names, k, absolute=absolute, index_type=torch.int32)
     values, indices = _largest(bits, names, k, absolute=absolute, index_type=torch.int64)
@@ -177,7 +178,7 @@ def _largest(
     Columns are called by their numbers unless `names` are given; -1 is nobody's and never chosen.
     """
     R, M = bits_RM.shape
-    block = min(_power(M), _ROW)
+    block = min(_power(M), _PIECE)
     pieces = -(-M // block)
     shape = (R, pieces * k)
     values = torch.empty(shape, dtype=torch.int32, device=bits_RM.device)
@@ -236,8 +237,8 @@ def _power(number: int) -> int:
 
 
 def _warps(block: int) -> int:
-    """Warps of a program that holds a row of `block` in registers: 32 numbers a thread, 64 for the widest."""
-    return min(max(block // 1024, 1), 16)
+    """Warps of a program that holds a row of `block` in registers: 16 numbers a thread, or more of the widest."""
+    return min(max(block // 512, 1), 16)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

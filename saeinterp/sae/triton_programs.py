@@ -7,6 +7,8 @@ in registers, lie above its middle; that is exact, and stops as soon as the coun
 No program waits for another. Where several add to one number they count ones, which is exact in any order, so results
 are the same on every run. Without Triton the module can be imported, and nothing in it called.
 """
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (Triton compiles annotations too and knows no names but its own.)
 
 from __future__ import annotations
 
@@ -102,12 +104,13 @@ def top_program(
         inside = index >= 0
     keys = tl.where(inside, _keys(bits, ABSOLUTE, WIDE), -1)
     chosen = _select(keys, k)
-    slot = (row * tl.num_programs(1) + piece) * k + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    start = (row * tl.num_programs(1) + piece) * k
+    slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
     value = bits if ABSOLUTE else keys
     if not WIDE:
         value = value << 16
-    tl.store(values_ptr + slot, value, mask=chosen)
-    tl.store(indices_ptr + slot, index.to(indices_ptr.dtype.element_ty), mask=chosen)
+    tl.store(values_ptr + start + slot, value, mask=chosen)
+    tl.store(indices_ptr + start + slot, index.to(indices_ptr.dtype.element_ty), mask=chosen)
 
 
 @jit

@@ -115,9 +115,8 @@ def collect_activations(
             layout = _capture_here(subject, contexts, missing, config=config, device=device, work=space.work, done=done)
         facts, means = {}, {}
         for name in config.hookpoints:
-            os.rename(space.work / name, space.out / name)
             facts[name], means[name] = _summarise(
-                space.out / name,
+                space.work / name,
                 hookpoint=name,
                 d_in=layout.widths[name],
                 dtype=layout.dtype,
@@ -125,6 +124,9 @@ def collect_activations(
                 norm_multiple=config.norm_multiple,
                 train_rows=contexts.tokens_of("train"),
             )
+        # Only now: what lies in `out` is lost when a run is killed.
+        for name in config.hookpoints:
+            os.rename(space.work / name, space.out / name)
         save_file(means, space.out / "means.safetensors")
         summary = {
             "hookpoints": facts,

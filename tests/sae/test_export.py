@@ -130,20 +130,27 @@ def records(path: Path) -> Iterator[Any]:
             body = b""
 
 
+@pytest.fixture(scope="module")
+def wandb_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder, while the environment holds a key and settings for other work, which have no say here."""
+    pytest.importorskip("wandb", reason="pip install wandb")
+    place = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_API_KEY", KEY)
+        patch.setenv("WANDB_MODE", "online")
+        patch.setenv("WANDB_DIR", str(place / "elsewhere"))
+        patch.setenv("WANDB_CACHE_DIR", str(place / "cache"))
+        yield place
+
+
+@pytest.fixture(scope="module")
+def run(saes: dict[str, Artifact], wandb_folder: Path) -> Exported:
+    """One SAE, exported offline."""
+    folder = wandb_folder / "out"
+    return export_curves([saes["layers.1"]], to="wandb", folder=folder, project="p", name="sweep")[0]
+
+
 class TestWandb:
-    @pytest.fixture(autouse=True)
-    def _needed(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        pytest.importorskip("wandb", reason="pip install wandb")
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        # What a user's shell may say about other work has no say here.
-        monkeypatch.setenv("WANDB_MODE", "online")
-        monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
-
-    @pytest.fixture
-    def run(self, saes: dict[str, Artifact], tmp_path: Path) -> Exported:
-        """One SAE, exported offline."""
-        return export_curves([saes["layers.1"]], to="wandb", folder=tmp_path / "out", project="p", name="sweep")[0]
-
     def test_an_offline_run_holds_every_point_and_the_settings(self, saes: dict[str, Artifact], run: Exported) -> None:
         found = list(records(next(run.path.glob("*.wandb"))))
         history = []
@@ -163,10 +170,10 @@ class TestWandb:
         assert config["training"]["num_latents"] == 20
         assert config["hookpoint"] == "layers.1"
 
-    def test_no_key_no_host_no_user_and_no_code_is_recorded(self, run: Exported, tmp_path: Path) -> None:
+    def test_no_key_no_host_no_user_and_no_code_is_recorded(self, run: Exported, wandb_folder: Path) -> None:
         assert run.url is None
-        assert not (tmp_path / "elsewhere").exists()
-        files = folder_bytes(tmp_path)
+        assert not (wandb_folder / "elsewhere").exists()
+        files = folder_bytes(wandb_folder)
         assert not [name for name, data in files.items() if KEY.encode() in data]
         about = next(
             record.run
@@ -177,28 +184,17 @@ class TestWandb:
         assert not about.git.commit
         assert about.host != socket.gethostname()
         recorded = next(run.path.glob("*.wandb")).read_bytes()
-        for word in (str(Path.cwd()), str(tmp_path), sys.executable, f"/{getpass.getuser()}/"):
+        for word in (str(Path.cwd()), str(wandb_folder), sys.executable, f"/{getpass.getuser()}/"):
             assert word.encode() not in recorded
         assert not [name for name in files if Path(name).name in ("wandb-metadata.json", "requirements.txt")]
 
-    def test_exporting_again_leaves_one_run_and_other_runs_alone(
-        self, saes: dict[str, Artifact], run: Exported, tmp_path: Path
-    ) -> None:
-        other = export_curves([saes["layers.2"]], to="wandb", folder=tmp_path / "out")[0]
-        again = export_curves([saes["layers.1"]], to="wandb", folder=tmp_path / "out")[0]
-        assert {path for path in (tmp_path / "out" / "wandb").iterdir() if path.is_dir()} == {other.path, again.path}
-
-    def test_a_run_of_the_caller_s_own_is_left_alone(self, saes: dict[str, Artifact], tmp_path: Path) -> None:
-        import wandb
-
-        with wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True)) as own:
-            run = export_curves([saes["layers.1"]], to="wandb", folder=tmp_path / "out")[0]
-            own.log({"x": 1.0})
-            assert own.step == 1
-        assert Path(own.dir).parent != run.path
+    def test_exporting_again_leaves_one_run_of_each(self, saes: dict[str, Artifact], run: Exported) -> None:
+        folder = run.path.parent
+        again = export_curves([saes["layers.1"], saes["layers.2"]], to="wandb", folder=folder.parent)
+        assert {path for path in folder.iterdir() if path.is_dir()} == {item.path for item in again}
 
     def test_uploading_without_a_key_ends_with_what_to_do(
-        self, saes: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, saes: dict[str, Artifact], tmp_path: Path, wandb_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("WANDB_API_KEY")
         monkeypatch.setenv("NETRC", str(tmp_path / "no netrc"))

@@ -299,7 +299,8 @@ def test_all_processes_raise_the_error_of_the_one_that_met_it(control: Parts) ->
     assert str(one) == str(two)
 
 
-def test_hookpoints_share_forward_passes_which_end_at_the_deepest(control: Parts) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_hookpoints_share_forward_passes_which_end_at_the_deepest(control: Parts, ahead: bool) -> None:
     def passes(names: tuple[str, ...], rows: int) -> int:
         loaded, count = load_subject(control.subject, device="cpu"), 0
 
@@ -310,13 +311,16 @@ def test_hookpoints_share_forward_passes_which_end_at_the_deepest(control: Parts
         loaded.model.register_forward_pre_hook(seen)
         heads: list[Any] = []
         loaded.model.lm_head.register_forward_hook(lambda *_: heads.append(1))
-        stream = make_stream(control, loaded=loaded)
+        stream = make_stream(control, loaded=loaded, ahead=ahead)
         sources = [stream.source(name, seed) for seed, name in enumerate(names)]
         for source in sources:
             source.first(100)
         for _ in range(rows // 100):
             for source in sources:
                 source.next(100)
+        for thread in threading.enumerate():
+            if thread.name.startswith("block"):
+                thread.join()
         assert heads == []
         return count
 
@@ -476,6 +480,17 @@ def test_a_buffer_larger_than_the_corpus_holds_an_epoch(worded: Parts) -> None:
     assert not torch.equal(*epochs)
 
 
+def test_a_buffer_smaller_than_a_context_still_gives_every_row_once(worded: Parts) -> None:
+    def read(rank: int = 0, size: int = 1, gather: Gather | None = None) -> Tensor:
+        # Some blocks hold no row at all.
+        source = make_stream(worded, buffer_rows=3, rank=rank, size=size, gather=gather).source("layers.0", 0)
+        return torch.cat([source.next(min(3, left)) for left in range(source.rows, 0, -3)])
+
+    rows = read()
+    assert sorted(bits(rows)) == sorted(bits(worded.usable()))
+    assert all(torch.equal(rows, other) for other in together(2, lambda rank, gather: read(rank, 2, gather)))
+
+
 def test_a_job_streams_with_the_limits_of_its_activations(control: Parts) -> None:
     text = Text(subject=control.subject, corpus=control.corpus, capture=CAPTURE, device="cpu")
     stream = open_stream(text, control.activations, HOOKPOINTS, Group(), torch.device("cpu"))
@@ -512,6 +527,23 @@ def test_training_on_a_stream_goes_on_to_the_same_weights_after_a_kill(control: 
         assert one.source.cursor == two.source.cursor
         assert one.source.masked == two.source.masked
     assert whole[1].evaluate().fvu < 0.9 * Run(whole[1].source, heldout, config).evaluate().fvu
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_working_ahead_on_a_gpu_changes_nothing(control: Parts) -> None:
+    found = []
+    for ahead in (None, False):
+        loaded = load_subject(control.subject, device="cuda")
+        stream = make_stream(control, loaded=loaded, ahead=ahead)
+        sources = [stream.source(name, 1) for name in HOOKPOINTS]
+        busy = torch.randn(2000, 2000, device="cuda")
+        rows = []
+        for _ in range(20):
+            rows += [source.next(300) for source in sources]
+            busy = (busy @ busy).tanh()  # work on the stream of the training
+        found.append(torch.cat(rows))
+    assert torch.equal(*found)
 
 
 def _gloo(rank: int, parts: Parts, folder: Path) -> None:

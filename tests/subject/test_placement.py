@@ -179,9 +179,7 @@ def test_a_map_that_does_not_fit_is_refused(
 def test_tied_weights_are_not_torn_apart(busy_folder: Path, store: ArtifactStore) -> None:
     config = SubjectConfig(model=str(busy_folder), dtype="float32", device_map={"": "cpu", "lm_head": "disk"})
     if json.loads((busy_folder / "config.json").read_text())["tie_word_embeddings"]:
-        with pytest.raises(
-            ConfigError, match=r"tied weights on disk and elsewhere \(got 'lm_head"
-        ):
+        with pytest.raises(ConfigError, match=r"tied weights on disk and elsewhere \(got 'lm_head"):
             load_subject(config, store=store)
     else:
         assert offloaded(load_subject(config, store=store)) == ["lm_head.weight"]

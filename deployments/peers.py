@@ -1,0 +1,61 @@
+"""Create .venv-peers with the other SAE trainers: what `make peers` runs, with any Python 3.11 or newer.
+
+They are only compared with (tests/peers, tests/benchmarks) and want versions of common packages that saeinterp does
+not, hence an environment of their own. The surprising choice: torch is installed first and alone, by the pin that
+.venv has too, so that nothing else decides which build of it is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+
+from deployments.install import ROOT, announce_torch, run
+
+ENVIRONMENT = ROOT / ".venv-peers"
+CONSTRAINTS = ROOT / "tests" / "peers" / "constraints.txt"
+PACKAGES = ("eai-sparsify", "sae-lens", "dictionary-learning")
+DISK_GB = 2.4
+_TARGET = "make peers"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Create .venv-peers and install sparsify, SAELens, dictionary_learning."
+    )
+    parser.add_argument("--torch-index", default="", help="package index to take torch from")
+    options = parser.parse_args()
+    if sys.version_info < (3, 11):
+        found = ".".join(map(str, sys.version_info[:3]))
+        sys.exit(f"Python {found} is too old: 3.11 or newer is needed. Next: {_TARGET} PYTHON=python3.12")
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    chosen = [f"{name}=={pins[name]}" for name in PACKAGES]
+    print(
+        f"installing {', '.join(chosen)} and what they need into {ENVIRONMENT.name}: {len(pins)} packages, about "
+        f"0.7 GB to download with the CPU build of torch, {DISK_GB} GB on disk, 4 minutes. Remove the folder to undo it.",
+        flush=True,
+    )
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < 1.5 * DISK_GB:
+        sys.exit(f"only {free:.1f} GB free on this disk. Next: free {1.5 * DISK_GB:.1f} GB, then {_TARGET}")
+    started = time.monotonic()
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+    constraints = str(CONSTRAINTS.relative_to(ROOT))
+    torch = f"torch=={pins['torch']}"
+    source = ["--index-url", options.torch_index] if options.torch_index else []
+    announce_torch(pip, torch, source, constraints=constraints, target=_TARGET)
+    run([*pip, "install", "-q", torch, "-c", constraints, *source], f"installing {torch}", target=_TARGET)
+    run([*pip, "install", "-q", *chosen, "-c", constraints], "installing the peers", target=_TARGET)
+    (ENVIRONMENT / ".installed").touch()
+    size = sum(path.stat().st_size for path in ENVIRONMENT.rglob("*") if path.is_file() and not path.is_symlink())
+    print(f"{ENVIRONMENT.name}: {size / 1e9:.1f} GB, {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
