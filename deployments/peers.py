@@ -1,8 +1,8 @@
 """Create .venv-peers with the other SAE trainers: what `make peers` runs, with any Python 3.11 or newer.
 
 They are only compared with (tests/peers, tests/benchmarks) and want versions of common packages that saeinterp does
-not, hence an environment of their own. The surprising choice: torch is installed first and alone, by the pin that
-.venv has too, so that nothing else decides which build of it is downloaded.
+not, hence an environment of their own. The surprising choice: pip resolves nothing. torch comes first and alone, by the
+pin that .venv has too, so that nothing else decides which build of it is downloaded; then exactly the listed packages.
 """
 
 from __future__ import annotations
@@ -17,25 +17,23 @@ from deployments.install import ROOT, announce_torch, run
 
 ENVIRONMENT = ROOT / ".venv-peers"
 CONSTRAINTS = ROOT / "tests" / "peers" / "constraints.txt"
-PACKAGES = ("eai-sparsify", "sae-lens", "dictionary-learning")
-DISK_GB = 2.4
+PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning")
+DOWNLOAD_GB, DISK_GB = 0.5, 1.5
 _TARGET = "make peers"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Create .venv-peers and install sparsify, SAELens, dictionary_learning."
-    )
+    parser = argparse.ArgumentParser(description="Create .venv-peers with sparsify, SAELens and dictionary_learning.")
     parser.add_argument("--torch-index", default="", help="package index to take torch from")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"Python {found} is too old: 3.11 or newer is needed. Next: {_TARGET} PYTHON=python3.12")
     pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
-    chosen = [f"{name}=={pins[name]}" for name in PACKAGES]
     print(
-        f"installing {', '.join(chosen)} and what they need into {ENVIRONMENT.name}: {len(pins)} packages, about "
-        f"0.7 GB to download with the CPU build of torch, {DISK_GB} GB on disk, 4 minutes. Remove the folder to undo it.",
+        f"installing {', '.join(f'{name} {pins[name]}' for name in PEERS)} and what they import, {len(pins)} packages, "
+        f"into {ENVIRONMENT.name}: about {DOWNLOAD_GB} GB to download with the CPU build of torch, {DISK_GB} GB on disk. "
+        "Remove the folder to undo it.",
         flush=True,
     )
     free = shutil.disk_usage(ROOT).free / 1e9
@@ -46,12 +44,14 @@ def main() -> None:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    constraints = str(CONSTRAINTS.relative_to(ROOT))
+    wanted = str(CONSTRAINTS.relative_to(ROOT))
     torch = f"torch=={pins['torch']}"
     source = ["--index-url", options.torch_index] if options.torch_index else []
-    announce_torch(pip, torch, source, constraints=constraints, target=_TARGET)
-    run([*pip, "install", "-q", torch, "-c", constraints, *source], f"installing {torch}", target=_TARGET)
-    run([*pip, "install", "-q", *chosen, "-c", constraints], "installing the peers", target=_TARGET)
+    announce_torch(pip, torch, source, constraints=wanted, target=_TARGET)
+    run([*pip, "install", "-q", torch, "-c", wanted, *source], f"installing {torch}", target=_TARGET)
+    run([*pip, "install", "-q", "--no-deps", "-r", wanted], "installing the peers", target=_TARGET)
+    check = "import dictionary_learning.trainers.top_k, sae_lens, sparsify"
+    run([str(python), "-W", "ignore", "-c", check], "importing them", target=_TARGET)
     (ENVIRONMENT / ".installed").touch()
     size = sum(path.stat().st_size for path in ENVIRONMENT.rglob("*") if path.is_file() and not path.is_symlink())
     print(f"{ENVIRONMENT.name}: {size / 1e9:.1f} GB, {time.monotonic() - started:.0f} s", flush=True)

@@ -132,8 +132,10 @@ def write_gradients(
         return Forward(error, pre, fired)
     values, indices = backend.top_k(pre, k, absolute=absolute)
     error, dvalues = backend.decode_error(x_SNd, values, indices, W_dec)
+    # C sums gradients from rows of the compute type, which halves what it reads.
+    rows = x if method.backend == "native" else x_SNd
     fired = backend.weight_gradients(
-        x_SNd, error, values, dvalues, indices, W_enc=out.W_enc, b_enc=out.b_enc, W_dec=out.W_dec
+        rows, error, values, dvalues, indices, W_enc=out.W_enc, b_enc=out.b_enc, W_dec=out.W_dec
     )
     return Forward(error, pre, fired)
 

@@ -12,6 +12,7 @@ batch; matrix products of other shapes may round the last bit otherwise.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -91,7 +92,8 @@ class ActivationStream:
         dtype: Storage type, `bfloat16` or `float16`.
         seed: Of the order of the contexts; the order of rows within a block has the source's.
         rank: Of this process.
-        size: Processes that share the work; each holds every block.
+        size: Processes that share the work; each holds every block. With several, sources are to be read in the
+            thread that opened the stream, and all processes read the same in the same order.
         gather: How they bring it together; needed where there are several.
         ahead: Run the subject over the next block, in a thread, while this one is trained on; by default on a GPU.
 
@@ -138,6 +140,8 @@ class ActivationStream:
         """Width of each hookpoint."""
         cuda = torch.device(subject.device).type == "cuda"
         self._ahead = cuda if ahead is None else ahead
+        self._size = size
+        self._reader = threading.get_ident()
         self._side: torch.cuda.Stream | None = None
         if cuda and self._ahead:
             torch.cuda.synchronize(subject.device)  # the weights are there before another stream reads them
@@ -171,6 +175,8 @@ class ActivationStream:
         Raises:
             BudgetError, DataError: See `forward_batch`.
         """
+        # Elsewhere the processes would bring their tensors together in orders that differ.
+        assert self._size == 1 or threading.get_ident() == self._reader, "several processes: read in the opening thread"
         held = self._held.get((block, hookpoint))
         if held is not None:
             return held

@@ -456,6 +456,15 @@ def test_a_background_error_reaches_the_one_who_asks(worded: Parts) -> None:
         source.next(500)
 
 
+def test_a_stream_of_several_processes_is_read_in_one_thread(worded: Parts) -> None:
+    source = make_stream(worded, size=2, gather=lambda tensor: [tensor, tensor]).source("layers.2", 0)
+    (error,) = together(1, lambda rank, gather: source.next(10))
+    assert isinstance(error, AssertionError)
+    alone = make_stream(worded)
+    (rows,) = together(1, lambda rank, gather: alone.source("layers.2", 0).next(10))
+    assert torch.equal(rows, make_stream(worded).source("layers.2", 0).next(10))
+
+
 def test_what_cannot_be_streamed_is_refused(worded: Parts) -> None:
     stream = make_stream(worded)
     source = stream.source("layers.2", 0)
