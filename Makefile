@@ -24,7 +24,7 @@ test-slow: .venv/.installed ## kill-and-resume and packaging tests
 test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
 	$(RUN) -m pytest tests/browser
 
-peers: .venv-peers/.installed ## the SAE trainers we compare with, in .venv-peers (2.4 GB)
+peers: .venv-peers/.installed ## the SAE trainers we compare with, in .venv-peers (1.7 GB)
 
 .venv-peers/.installed: tests/peers/constraints.txt deployments/peers.py
 	$(PYTHON) -m deployments.peers --torch-index "$(TORCH_INDEX)"

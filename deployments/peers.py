@@ -18,7 +18,7 @@ from deployments.install import ROOT, announce_torch, run
 ENVIRONMENT = ROOT / ".venv-peers"
 CONSTRAINTS = ROOT / "tests" / "peers" / "constraints.txt"
 PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning")
-DOWNLOAD_GB, DISK_GB = 0.5, 1.5
+DOWNLOAD_GB, DISK_GB = 0.4, 1.7
 _TARGET = "make peers"
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit(f"Python {found} is too old: 3.11 or newer is needed. Next: {_TARGET} PYTHON=python3.12")
     pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
     print(
-        f"installing {', '.join(f'{name} {pins[name]}' for name in PEERS)} and what they import, {len(pins)} packages, "
+        f"installing {', '.join(f'{name} {pins[name]}' for name in PEERS)} and what they import, {len(pins)} packages "
         f"into {ENVIRONMENT.name}: about {DOWNLOAD_GB} GB to download with the CPU build of torch, {DISK_GB} GB on disk. "
         "Remove the folder to undo it.",
         flush=True,

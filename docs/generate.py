@@ -48,7 +48,7 @@ def render() -> str:
         for field, info in model.model_fields.items():
             extra = info.json_schema_extra
             mark = " *place*" if isinstance(extra, dict) and extra.get("in_recipe") is False else ""
-            default = "required" if info.is_required() else f"`{_default(info.get_default())}`"
+            default = "required" if info.is_required() else f"`{_default(info.get_default(call_default_factory=True))}`"
             text = (info.description or "").replace("|", "\\|").replace("\n", " ")
             lines.append(f"| `{field}` | {default} | {text}{mark} |")
         lines.append("")

@@ -46,6 +46,7 @@ def examine(*, endpoints: list[str], store: ArtifactStore) -> Iterator[Finding]:
         _python,
         _packages,
         _hardware,
+        _quantization,
         _demo_model,
         _table_widget,
         _prefect,
@@ -114,6 +115,17 @@ def _hardware() -> Iterator[Finding]:
         )
     else:
         yield Finding("warning", "GPU", "none: models of more than about 1B parameters will be slow")
+
+
+def _quantization() -> Iterator[Finding]:
+    try:
+        yield Finding("ok", "quantised subjects", f"bitsandbytes {version('bitsandbytes')}")
+    except PackageNotFoundError:
+        yield Finding(
+            "ok",
+            "quantised subjects",
+            "bitsandbytes is not installed; only subject.quantization needs it (pip install 'saeinterp[quantized]')",
+        )
 
 
 def _demo_model() -> Iterator[Finding]:

@@ -114,7 +114,7 @@ class SubjectConfig(Config):
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     device_map: DeviceMap = place("single")
     """`single` puts the model on `device`; `auto`, `balanced`, `balanced_low_0` and `sequential` spread it over the
-    visible GPUs, then memory, then disk; or name a device per module, as in `{model.embed_tokens: 0, ...: cpu}`."""
+    visible GPUs, then memory, then disk; or name a device per module, as in `{"": 0, lm_head: cpu}`."""
     max_memory: MaxMemory | None = place(None)
     """With a `device_map`, at most so much per GPU and in memory, as in `{0: 20GiB, cpu: 60GiB}`; devices left out get
     nothing, and what fits nowhere is read from disk at every pass."""

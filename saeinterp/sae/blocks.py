@@ -2,7 +2,7 @@
 
 Which contexts make up a block is a pure function of the corpus, the seed and the size of the buffer; which rows of it
 are usable is decided as in the activation cache. The surprising choice: with several processes each runs the subject
-on every so manieth batch and all of them get all rows, in the order of one process: memory is not shared out, so that
+on a share of the batches and all of them get all rows, in the order of one process: memory is not shared out, so that
 the stream is the same for any number of processes.
 
 Shapes: B contexts, T tokens, n rows, d width of a hookpoint.

@@ -22,7 +22,7 @@ D, M, K, N = 16, 64, 5, 300
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(480),
-    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: make peers (2.4 GB)"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-peers: make peers (1.7 GB)"),
 ]
 
 

@@ -61,7 +61,9 @@ def test_blocks_take_a_fraction_of_the_memory_and_stay_near_the_full_ones(
     found, expected = (capture(loaded.model, IDS, None, names) for loaded in (small, full))
     for name in names:
         error = (found[name] - expected[name]).norm() / expected[name].norm()
-        assert 0 < error < (0.02 if kind == "int8" else 0.15)
+        # Rounding a Gaussian weight errs by about 1% in int8 and 10% in nf4, and a few stand in a row; weights in
+        # wrong places would err by more than 100%.
+        assert 0 < error < (0.03 if kind == "int8" else 0.3)
 
 
 @needs_bitsandbytes
