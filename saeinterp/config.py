@@ -292,7 +292,8 @@ class TrainingConfig(Config):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in ("overrides", hookpoint, *first["loc"]))
-            raise ValueError(f"{place}: {first['msg']} (got {first['input']!r})") from error
+            shown = f" (got {first['input']!r})" if first["loc"] else ""
+            raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}{shown}") from error
 
 
 class LaunchConfig(Config):

@@ -53,7 +53,7 @@ class Step:
     task: Task[..., Artifact]
 
     def submit(self, *, after: Sequence[PrefectFuture[Any]] = (), **inputs: Any) -> Pending:
-        """Submit to the flow's task runner (or record, while planning); inputs may be futures, `after` is waited for."""
+        """Submit to the flow's task runner (or record, while planning); inputs may be futures, `after` is awaited."""
         plan = _PLAN.get()
         if plan is None:
             return self.task.submit(**inputs, wait_for=after)

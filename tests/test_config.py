@@ -34,6 +34,31 @@ def test_an_unknown_key_inside_a_list_is_named_with_its_place() -> None:
         parse_config(TrainSaesConfig, {"corpus": {"sources": [{"nmae": "x"}]}})
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"layers.5": {"num_latent": 8}}, r"overrides.layers.5: no field 'num_latent'; did you mean num_latents\?"),
+        ({"layers.5": {"epochs": "many"}}, r"overrides.layers.5.epochs: .*valid integer.* \(got 'many'\)"),
+        ({"layers.5": {"k": 5000}}, r"overrides.layers.5: k = 5000 exceeds num_latents = 1152"),
+        ({"layers.5": {"overrides": {}}}, r"overrides.layers.5: no field 'overrides'"),
+        ({"layers.7": {"k": 8}}, r"'layers.7' is not among capture.hookpoints \(layers.5, layers.10, layers.15\)"),
+    ],
+)
+def test_an_override_that_cannot_apply_is_refused_by_name(override: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(TrainSaesConfig, {"training": {"overrides": override}})
+
+
+def test_an_override_changes_its_own_hookpoint_and_no_other() -> None:
+    training = TrainSaesConfig.model_validate(
+        {"training": {"overrides": {"layers.5": {"k": 64, "lr": 0.002}}}}
+    ).training
+    plain = TrainSaesConfig().training
+    assert (training.at("layers.5").k, training.at("layers.5").lr) == (64, 0.002)
+    assert recipe_of(training.at("layers.10")) == recipe_of(plain)
+    assert recipe_of(training.at("layers.5")) != recipe_of(plain)
+
+
 def test_k_above_the_dictionary_is_refused_with_both_values() -> None:
     with pytest.raises(ConfigError, match="k = 128 exceeds num_latents = 64"):
         load_config(TrainSaesConfig, None, ["training.k=128", "training.num_latents=64"])

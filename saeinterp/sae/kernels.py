@@ -25,7 +25,7 @@ Activation = Literal["topk", "abs_topk"]
 Backend = Literal["torch", "native", "triton"]
 
 # Dense beats sparse while M <= ratio * k. Measured on two cores with AVX-512; AMX by its measured products alone.
-_DENSE_RATIO = {"cuda": 256, "amx": 8, "native": 2, "bfloat16": 8, "other": 4}
+_DENSE_RATIO = {"cuda": 256, "native-amx": 8, "native": 2, "amx": 40, "bfloat16": 8, "other": 4}
 
 
 class TopKCode(NamedTuple):
@@ -83,8 +83,12 @@ def choose_method(*, k: int, num_latents: int, device: torch.device, compute: to
     """Dense products when many of the latents are active, sparse ones otherwise; the border depends on the device."""
     backend = _backend(device)
     amx = compute is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    plain = "bfloat16" if compute is torch.bfloat16 else "other"
-    kind = "cuda" if device.type == "cuda" else "amx" if amx else "native" if backend == "native" else plain
+    if device.type == "cuda":
+        kind = "cuda"
+    elif backend == "native":
+        kind = "native-amx" if amx else "native"
+    else:
+        kind = "amx" if amx else "bfloat16" if compute is torch.bfloat16 else "other"
     return Method(compute=compute, dense=num_latents <= _DENSE_RATIO[kind] * k, backend=backend)
 
 

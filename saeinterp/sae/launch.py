@@ -236,11 +236,7 @@ def _run(
         if event == "PROGRESS":
             progress(values["rows"], values["total"], "rows")
         elif event == "FINISHED":
-            build = builds[values["hookpoint"]]
-            summary = read_json(build.space.out / "training.json")
-            counted = ("rows", "rows_seen", "steps", "num_latents", "dead")
-            build.space.counts = {name: summary[name] for name in counted}
-            build.publish()
+            _publish(builds[values["hookpoint"]])
         elif event == "FAILED":
             name = values.pop("hookpoint")
             kind = _ERRORS.get(values.pop("error"), TrainingError)
@@ -255,10 +251,21 @@ def _run(
         on_event=on_event,
         on_line=lambda line: log.info("%s: %s", names, line),
     )
-    left = [name for name, build in builds.items() if build.artifact is None and name not in failures]
-    for name in left:
-        failures[name] = _ended(name, code, tail, launch)
+    for name, build in builds.items():
+        if build.artifact is not None or name in failures:
+            continue
+        if code == 0 and (build.space.out / "training.json").exists():
+            # By a process whose output went elsewhere: on another machine, started by hand.
+            _publish(build)
+        else:
+            failures[name] = _ended(name, code, tail, launch)
     return failures
+
+
+def _publish(build: Build) -> None:
+    summary = read_json(build.space.out / "training.json")
+    build.space.counts = {name: summary[name] for name in ("rows", "rows_seen", "steps", "num_latents", "dead")}
+    build.publish()
 
 
 def _ended(hookpoint: str, code: int | None, tail: Sequence[str], launch: LaunchConfig) -> TrainingError:

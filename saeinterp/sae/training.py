@@ -103,7 +103,6 @@ def run(job: Job) -> bool:
     from accelerate import Accelerator
 
     from saeinterp.sae.trainer import Group
-    from saeinterp.subject import resolve_dtype
 
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop)
@@ -126,9 +125,8 @@ def run(job: Job) -> bool:
         members = members[rank::size]
     elif size > 1:
         group = Group(rank, size, torch.distributed.all_reduce)
-    compute = getattr(torch, resolve_dtype(job.members[0].training.precision, accelerator.device.type))
     try:
-        training = _Training(job, members, group=group, device=accelerator.device, compute=compute, stop=stop)
+        training = _Training(job, members, group=group, device=accelerator.device, stop=stop)
         training.run()
         if size > 1:
             torch.distributed.barrier()
@@ -148,12 +146,14 @@ class _Training:
         *,
         group: Group,
         device: torch.device,
-        compute: torch.dtype,
         stop: _Stop,
     ) -> None:
+        import torch
+
         from saeinterp.sae.checkpoints import load_checkpoint
         from saeinterp.sae.run import Shape
         from saeinterp.sae.trainer import Trainer
+        from saeinterp.subject import resolve_dtype
 
         self.group = group
         self.stop = stop
@@ -176,7 +176,15 @@ class _Training:
             self._rows_total += run.steps * run.config.batch_rows
             shapes.setdefault(run.shape, []).append(run)
         # In step with each other, so that SAEs of all shapes share what a stream holds.
-        self.trainers = [Trainer(runs, compute=compute, device=device, group=group) for runs in shapes.values()]
+        self.trainers = [
+            Trainer(
+                runs,
+                compute=getattr(torch, resolve_dtype(shape.precision, device.type)),
+                device=device,
+                group=group,
+            )
+            for shape, runs in shapes.items()
+        ]
 
     def run(self) -> None:
         """Step every SAE until it ends; write each as soon as it has."""

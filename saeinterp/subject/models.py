@@ -35,7 +35,7 @@ from saeinterp.subject.placement import (
     spread,
 )
 from saeinterp.subject.preparing import prepare_subject
-from saeinterp.subject.quantization import own_quantization, quantization_settings
+from saeinterp.subject.quantization import own_quantization, quantization_settings, silence_casts
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,9 @@ def _read(folder: Path, info: dict[str, Any], placement: Placement, main: str) -
     config = auto.config.from_pretrained(folder, **options)
     dtype = getattr(torch, info["dtype"])
     quantization = info.get("quantization", "none")
+    quantised = quantization != "none" or own_quantization(config) is not None
+    if quantised:
+        silence_casts()
     if quantization != "none":
         options["quantization_config"] = quantization_settings(quantization, dtype)
     with contextlib.ExitStack() as stack:
@@ -177,7 +180,7 @@ def _read(folder: Path, info: dict[str, Any], placement: Placement, main: str) -
             options["max_memory"] = memory_limits(placement)
             # Weights of safetensors files are read from where they are; this is for those that must be rewritten.
             options["offload_folder"] = stack.enter_context(_offload_folder())
-        elif quantization != "none" or own_quantization(config) is not None:
+        elif quantised:
             # Quantised weights are made, or unpacked, where they are to stay: most kinds cannot be moved afterwards.
             options["device_map"] = {"": torch.cuda.current_device() if main == "cuda" else main}
         model, loading = auto.model.from_pretrained(

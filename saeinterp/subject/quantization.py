@@ -78,11 +78,14 @@ def quantization_settings(quantization: str, dtype: Any) -> Any:
     _require_bitsandbytes(quantization)
     from transformers import BitsAndBytesConfig
 
-    # It warns at every product of every layer that it casts to float16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def silence_casts() -> None:
+    """Keep bitsandbytes from warning, at every product of every layer, that `int8` casts to float16."""
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _require_bitsandbytes(quantization: str) -> None:
