@@ -33,7 +33,7 @@ test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged wit
 	$(RUN) -m pytest tests/peers
 
 bench-training: .venv/.installed .venv-peers/.installed ## training speed, quality and memory against the peers
-	$(RUN) -m tests.benchmarks.training $(BENCH)
+	$(RUN) tests/benchmarks/training.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

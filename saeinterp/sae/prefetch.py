@@ -157,7 +157,10 @@ class Prefetch:
             pieces = [source.next(self.count, rank=rank, size=size) for source in self._inner]
             after = [self._place(source) for source in self._inner]
         if self._side is None:
-            return _Batch(torch.stack([piece.to(self.dtype) for piece in pieces]).to(self.device), None, after)
+            rows = torch.empty(len(pieces), *pieces[0].shape, dtype=self.dtype, device=self.device)
+            for s, piece in enumerate(pieces):
+                rows[s].copy_(piece)
+            return _Batch(rows, None, after)
         with torch.cuda.device(self.device), torch.cuda.stream(self._side):
             rows = self._send(pieces)
             copied = torch.cuda.Event()
@@ -203,6 +206,7 @@ class ConsumedSource:
         self._source = prefetch._inner[index]
         self.hookpoint = self._source.hookpoint
         self.d_in = self._source.d_in
+        self.collective = self._source.collective
 
     @property
     def rows(self) -> int:

@@ -81,6 +81,7 @@ class CacheSource:
         self.hookpoint = rows.cache.hookpoint
         self.d_in = rows.cache.d_in
         self.masked = rows.masked
+        self.collective = False
         self._rows = rows
         self._seed = seed
         self._drawn = 0

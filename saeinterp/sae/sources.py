@@ -19,6 +19,8 @@ class Source(Protocol):
 
     hookpoint: str
     d_in: int
+    collective: bool
+    """Whether `next` waits for the other processes, which must then call it in the same order."""
 
     @property
     def rows(self) -> int:

@@ -123,6 +123,7 @@ class ActivationStream:
             raise ConfigError("must hold a row", field="capture.buffer_rows", got=buffer_rows, expected="1 or more")
         self.hookpoints = tuple(dict.fromkeys(hookpoints))
         self.buffer_rows = buffer_rows
+        self.size = size
         self.plan = BlockPlan(contexts, special_ids, buffer_rows=buffer_rows, seed=seed)
         self._maker = BlockMaker(
             subject,
@@ -236,6 +237,7 @@ class StreamRows:
     def __init__(self, stream: ActivationStream, hookpoint: str, *, seed: int) -> None:
         self.hookpoint = hookpoint
         self.d_in = stream.widths[hookpoint]
+        self.collective = stream.size > 1
         self._stream = stream
         self._seed = seed
         self._place = _Place()

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from saeinterp.errors import ConfigError, DataError, SaeinterpError, TrainingError
 from saeinterp.sae.kernels import Weights, add_auxk, backend_of, centre_gradient, choose_method, write_gradients
+from saeinterp.sae.prefetch import Prefetch
 from saeinterp.sae.run import Run, State
+from saeinterp.sae.sources import Source
 
 DIVERGED = 100.0  # FVU of predicting the mean is 1; beyond this no run was seen to recover
 _CUDA_STEPS = 16  # steps between looks at what a GPU computed: every look waits for it
@@ -70,6 +72,8 @@ class Trainer:
         self._look_every = _CUDA_STEPS if self.device.type == "cuda" else 1
         self.looked = True
         """Whether the last step was looked at for errors: only then is the state worth a checkpoint."""
+        self._prefetch: Prefetch | None = None
+        self._sources: list[Source] = []
         self.runs: list[Run] = []
         """Those still training."""
         self._stack(runs)
@@ -124,6 +128,7 @@ class Trainer:
         self._window.add_(
             torch.stack([torch.ones_like(fvu), fvu, numbers[:, 2] / variance, numbers[:, 3] / B, revived.double()], 1)
         )
+        self._next_step.add_(1)
         for index, run in enumerate(runs):
             if index not in failed:
                 run.step += 1
@@ -147,6 +152,11 @@ class Trainer:
 
     def _stack(self, runs: Sequence[Run]) -> None:
         """Make these runs the batch: their tensors become rows of the batch's, the others keep tensors of their own."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+            self._prefetch = None
+            for run, source in zip(self.runs, self._sources):
+                run.source = source
         for run in self.runs:
             if run not in runs:
                 run.state = State(*(getattr(run.state, name).clone() for name in State.__dataclass_fields__))
@@ -172,7 +182,17 @@ class Trainer:
         # One buffer, hence one all-reduce a step: gradients, sum of rows, four scalars, firings.
         width = self._params.shape[1] + shape.d_in + 4 + shape.num_latents
         self._buffer = torch.zeros(S, width, device=self.device)
-        self._x: Tensor | None = None
+        self._sources = [run.source for run in runs]
+        rank, size, _ = self.group
+        # What other processes wait for must come in one order in all of them, so not from a thread.
+        thread = False if any(source.collective for source in self._sources) else None
+        self._prefetch = Prefetch(
+            self._sources, shape.batch_rows, rank=rank, size=size, device=self.device, thread=thread
+        )
+        for run, consumed in zip(runs, self._prefetch.sources):
+            run.source = consumed
+        self._to_units = torch.tensor([1 / run.scale for run in runs], device=self.device)[:, None, None]
+        self._next_step = torch.tensor([run.step + 1.0 for run in runs], dtype=torch.float64, device=self.device)
         self._bad = torch.zeros(S, 2, dtype=torch.float64, device=self.device)
         limits = [run.config.dead_after_rows for run in runs]
         self._limits = torch.tensor(limits, device=self.device)[:, None]
@@ -180,13 +200,9 @@ class Trainer:
 
     def _batch(self, b_dec_Sd: Tensor) -> Tensor:
         """This process's rows of every run's next batch `[S, N, d]`, centred, in training units."""
-        rank, size, _ = self.group
         self._places = [run.where() for run in self.runs]
-        rows = [run.source.next(self.shape.batch_rows, rank=rank, size=size) for run in self.runs]
-        if self._x is None or self._x.shape[1] != len(rows[0]):
-            self._x = torch.empty(len(rows), len(rows[0]), self.shape.d_in, device=self.device)
-        for s, (run, piece) in enumerate(zip(self.runs, rows)):
-            self._x[s].copy_(piece, non_blocking=True).mul_(1 / run.scale).sub_(b_dec_Sd[s])
+        assert self._prefetch is not None
+        self._x = self._prefetch.next().mul_(self._to_units).sub_(b_dec_Sd[:, None])
         return self._x
 
     def _indices(self) -> list[Tensor]:
@@ -232,8 +248,7 @@ class Trainer:
         if self._look_every > 1:
             # What the first bad step looked like, kept on the device until it is looked at.
             first = (self._bad[:, 1] == 0) & (diverged | equal)
-            steps = torch.tensor([run.step + 1.0 for run in self.runs], dtype=torch.float64).to(self.device)
-            self._bad = torch.where(first[:, None], torch.stack([fvu_S, steps], 1), self._bad)
+            self._bad = torch.where(first[:, None], torch.stack([fvu_S, self._next_step], 1), self._bad)
             self.looked = any(self._look(run) for run in self.runs)
             if not self.looked:
                 return {}
@@ -254,7 +269,6 @@ class Trainer:
 
     def _failure(self, s: int, fvu: float, *, step: int) -> SaeinterpError:
         run = self.runs[s]
-        assert self._x is not None
         if step == run.step and not bool(torch.isfinite(self._x[s]).all()):
             return DataError(
                 f"training stopped at step {step}: batch {self._places[s]} holds NaN or infinite activations",

@@ -18,6 +18,7 @@ _LOCK = threading.Lock()
 _HINTS = {
     "trust_remote_code": "set trust_remote_code: true if you trust whoever wrote that checkpoint's code",
     "bitsandbytes": "pip install --upgrade 'saeinterp[quantized]'",
+    "pip install": "install the package that this checkpoint's kind of quantisation needs",
 }
 
 

@@ -12,7 +12,7 @@ import torch
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import Placement, SubjectConfig, TrainSaesConfig, parse_config
-from saeinterp.errors import ConfigError, MissingDependencyError
+from saeinterp.errors import BudgetError, ConfigError, MissingDependencyError, SubjectError
 from saeinterp.subject import capture, load_subject, prepare_subject, prepare_subject_recipe, splice, subject_info
 
 IDS = torch.arange(3, 40)[None]
@@ -136,8 +136,6 @@ def test_the_control_of_a_quantised_checkpoint_is_drawn_in_full(
 
 @needs_bitsandbytes
 def test_what_does_not_fit_on_gpus_is_refused_with_the_choices(busy_folder: Path, store: ArtifactStore) -> None:
-    from saeinterp.errors import BudgetError
-
     half = {"": "cpu", "model.layers.1": "disk"}
     with pytest.raises(BudgetError, match=r"device_map: .*does not fit on the GPUs in nf4.*Next: add GPUs"):
         load_subject(
@@ -152,6 +150,22 @@ def test_without_bitsandbytes_the_error_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "bits" in name else find(name, *rest))
     with pytest.raises(MissingDependencyError, match=r"bitsandbytes is not installed.*saeinterp\[quantized\]"):
         prepare_subject(config(planted_folder, quantization="int8"), store=store)
+
+
+def test_a_kind_of_quantisation_whose_package_is_missing_is_named(
+    busy_folder: Path, store: ArtifactStore, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("optimum") is not None:
+        pytest.skip("optimum is installed")
+    folder = tmp_path / "gptq"
+    folder.mkdir()
+    for file in busy_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(SubjectError, match=r"cannot be loaded: .*GPTQ.*requires optimum.*Next: install the package"):
+        load_subject(config(folder), store=store)
 
 
 def test_random_weights_are_not_quantised(planted_folder: Path, store: ArtifactStore) -> None:
