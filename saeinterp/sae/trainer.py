@@ -276,9 +276,10 @@ class Trainer:
                 next_step="check the subject and the corpus, and collect the activations again; the last good "
                 "checkpoint is kept",
             )
-        where = self._places[s] if step == run.step else f"{run.step - step} before {self._places[s]}"
+        late = run.step - step
+        batch = f"batch {self._places[s]}" if not late else f"the batch {late} before that of {self._places[s]}"
         return TrainingError(
-            f"training diverged at step {step} on batch {where}: the loss is {fvu:.4g}",
+            f"training diverged at step {step} on {batch}: the loss is {fvu:.4g}",
             field=run.name,
             got=f"learning rate {run.lr_at(step):.3g}",
             expected="a fraction of variance unexplained around 1 or below",

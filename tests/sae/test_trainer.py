@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -323,3 +324,41 @@ def test_saes_of_different_shapes_are_not_one_batch() -> None:
     runs = [run_on(dictionary_rows(3000), "layers.1"), run_on(dictionary_rows(3000), "layers.2", k=5)]
     with pytest.raises(ConfigError, match=r"training.k: SAEs of one batch must agree in k: layers.1 has 4, layers.2"):
         Trainer(runs)
+
+
+def test_errors_that_are_looked_for_now_and_then_still_name_their_step() -> None:
+    """As on a GPU, where every look waits for the device."""
+    good, bad = run_on(dictionary_rows(3000), "layers.1"), run_on(dictionary_rows(3000), "layers.2", lr=1e4)
+    trainer = Trainer([good, bad])
+    trainer._look_every = 16
+    errors = {}
+    with torch.no_grad():
+        while trainer.runs:
+            found = trainer.step()
+            assert trainer.looked or not found
+            errors.update(found)
+            trainer.take_finished()
+    words = r"layers.2: training diverged at step \d on the batch 1\d before that of rows 1920-2047 of the shuffle"
+    assert list(errors) == ["layers.2"]
+    assert re.match(words, str(errors["layers.2"]))
+    assert good.finished
+    alone = train(run_on(dictionary_rows(3000), "layers.1")).evaluate().fvu
+    assert good.evaluate().fvu == pytest.approx(alone, abs=0.005)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("k", [4, 60], ids=["sparse", "dense"])
+def test_a_gpu_trains_what_a_cpu_trains(k: int) -> None:
+    def runs() -> list[Run]:
+        return [run_on(dictionary_rows(3000, seed=seed), f"layers.{seed}", k=k, lr=1e-3) for seed in (5, 6, 7)]
+
+    ours, theirs = runs(), runs()
+    train_all(theirs, 20)
+    trainer = Trainer(ours, device="cuda")
+    with torch.no_grad():
+        for _ in range(20):
+            assert not trainer.step()
+    for gpu, cpu in zip(ours, theirs):
+        torch.testing.assert_close(gpu.state.params.cpu(), cpu.state.params, rtol=0, atol=1e-4)
+        assert len(gpu.curves) == len(cpu.curves)
