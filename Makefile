@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
 
-.PHONY: help install demo test test-slow test-browser peers test-peers bench-training check format clean
+.PHONY: help install demo test test-slow test-training test-browser peers test-peers bench-training check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -19,7 +19,10 @@ test: .venv/.installed ## the test suite
 	$(RUN) -m pytest -m "not slow"
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
-	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers
+	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers --ignore tests/sae
+
+test-training: .venv/.installed ## training killed at random points, from files and streamed, by one process and two
+	$(RUN) -m pytest -m slow tests/sae
 
 test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
 	$(RUN) -m pytest tests/browser

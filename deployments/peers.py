@@ -30,10 +30,10 @@ def main() -> None:
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"Python {found} is too old: 3.11 or newer is needed. Next: {_TARGET} PYTHON=python3.12")
     pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    peers = ", ".join(f"{name} {pins[name]}" for name in PEERS)
     print(
-        f"installing {', '.join(f'{name} {pins[name]}' for name in PEERS)} and what they import, {len(pins)} packages "
-        f"into {ENVIRONMENT.name}: about {DOWNLOAD_GB} GB to download with the CPU build of torch, {DISK_GB} GB on disk. "
-        "Remove the folder to undo it.",
+        f"installing {peers} and what they import, {len(pins)} packages, into {ENVIRONMENT.name}: about {DOWNLOAD_GB} "
+        f"GB to download with the CPU build of torch, {DISK_GB} GB on disk. Remove the folder to undo it.",
         flush=True,
     )
     free = shutil.disk_usage(ROOT).free / 1e9

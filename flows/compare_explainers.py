@@ -28,7 +28,7 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
     lane = lanes.train_and_grade(config.subject, subject, corpus, pipeline, side=SIDE)
     sides = [lane]
     if config.random_weights_control:
-        at_random = config.subject.model_copy(update={"weights": "random"})
+        at_random = config.subject.model_copy(update={"weights": "random", "quantization": "none"})
         control = finished(steps.prepare_model.submit(config=at_random, label=CONTROL))
         sides.append(lanes.train_and_grade(at_random, control, corpus, pipeline, side=CONTROL))
 

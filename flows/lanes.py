@@ -58,7 +58,7 @@ def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: 
             corpus=corpus,
             config=pipeline.capture,
             splits=("health",) if streamed else ("train", "health"),
-            device=config.device,
+            device=config.placement,
             label=side,
         )
     )
@@ -66,7 +66,7 @@ def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: 
         "subject": subject if streamed else None,
         "corpus": corpus if streamed else None,
         "capture": pipeline.capture if streamed else None,
-        "device": config.device,
+        "device": config.placement,
     }
     saes = _train(cache, text, pipeline, side=side)
     health = {
@@ -77,7 +77,7 @@ def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: 
             sae=sae,
             hookpoint=hookpoint,
             config=pipeline.health,
-            device=config.device,
+            device=config.placement,
             label=f"{hookpoint} {side}",
         )
         for hookpoint, sae in saes.items()
@@ -123,7 +123,7 @@ def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: Exa
             corpus=corpus,
             config=capture,
             splits=("explain", "score"),
-            device=lane.config.device,
+            device=lane.config.placement,
             label=f"{lane.side} examples",
         )
     )

@@ -26,6 +26,7 @@ from saeinterp.config import (
     ExplainerConfig,
     HealthConfig,
     LaunchConfig,
+    Placement,
     ScorerConfig,
     Split,
     SubjectConfig,
@@ -71,7 +72,7 @@ def prepare_corpus(subject: Artifact, config: CorpusConfig, label: str) -> Artif
 
 @step(collect_activations_recipe)
 def capture_activations(
-    subject: Artifact, corpus: Artifact, config: CaptureConfig, splits: tuple[Split, ...], device: str, label: str
+    subject: Artifact, corpus: Artifact, config: CaptureConfig, splits: tuple[Split, ...], device: Placement, label: str
 ) -> Artifact:
     """Run the model once and store the activations of every hookpoint."""
     with TURN:
@@ -95,7 +96,7 @@ def train_together(
     subject: Artifact | None,
     corpus: Artifact | None,
     capture: CaptureConfig | None,
-    device: str,
+    device: Placement,
     label: str,
 ) -> None:
     """Train the SAEs of several layers in one child process; what fails is left to the layer's own task."""
@@ -122,7 +123,7 @@ def train_layer(
     subject: Artifact | None,
     corpus: Artifact | None,
     capture: CaptureConfig | None,
-    device: str,
+    device: Placement,
     label: str,
 ) -> Artifact:
     """Train one SAE in a child process."""
@@ -148,7 +149,7 @@ def grade_layer_health(
     sae: Artifact,
     hookpoint: str,
     config: HealthConfig,
-    device: str,
+    device: Placement,
     label: str,
 ) -> Artifact:
     """Measure one layer's health on held-out text."""

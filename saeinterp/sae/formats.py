@@ -217,6 +217,12 @@ def _recorded_hookpoint(folder: Path) -> str | None:
             value = json.loads((folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
+        except ValueError as error:
+            raise DataError(
+                f"not JSON: {error}",
+                field=str(folder / name),
+                next_step="give the hookpoint, and this file is not read",
+            ) from error
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str):

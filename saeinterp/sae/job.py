@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from saeinterp.artifacts import Artifact
-from saeinterp.config import CaptureConfig, TrainingConfig
+from saeinterp.config import CaptureConfig, Placement, TrainingConfig
 
 
 class Member(BaseModel):
@@ -31,7 +31,7 @@ class Text(BaseModel):
     subject: Artifact
     corpus: Artifact
     capture: CaptureConfig
-    device: str = "auto"
+    device: str | Placement = "auto"
 
 
 class Job(BaseModel):

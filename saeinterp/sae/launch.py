@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Build, Recipe, Ref, read_json, write_json
 from saeinterp.child import Event, run_child
-from saeinterp.config import CaptureConfig, LaunchConfig, TrainingConfig, recipe_of
+from saeinterp.config import CaptureConfig, LaunchConfig, Placement, TrainingConfig, recipe_of
 from saeinterp.errors import (
     ArtifactError,
     BudgetError,
@@ -134,7 +134,7 @@ def train_saes(
     subject: Artifact | None = None,
     corpus: Artifact | None = None,
     capture: CaptureConfig | None = None,
-    device: str = "auto",
+    device: str | Placement = "auto",
     store: ArtifactStore,
     launcher: Launcher = launch_command,
     progress: Progress | None = None,

@@ -161,6 +161,8 @@ class Prefetch:
             for s, piece in enumerate(pieces):
                 rows[s].copy_(piece)
             return _Batch(rows, None, after)
+        if pieces[0].is_cuda:
+            self._side.wait_stream(torch.cuda.current_stream(self.device))  # where they are made
         with torch.cuda.device(self.device), torch.cuda.stream(self._side):
             rows = self._send(pieces)
             copied = torch.cuda.Event()
@@ -169,6 +171,10 @@ class Prefetch:
 
     def _send(self, pieces: Sequence[Tensor]) -> Tensor:
         """The pieces as one tensor on the device, by way of a pinned buffer, on the current stream."""
+        if pieces[0].is_cuda:
+            for piece in pieces:
+                piece.record_stream(torch.cuda.current_stream(self.device))
+            return torch.stack([piece.to(self.dtype) for piece in pieces])
         turn, self._turn = self._turn, 1 - self._turn
         earlier, buffer = self._copied[turn], self._pinned[turn]
         if earlier is not None:

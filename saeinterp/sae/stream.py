@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from saeinterp.artifacts import Artifact
+from saeinterp.config import Placement
 from saeinterp.errors import ConfigError, DataError, TrainingError
 from saeinterp.sae.blocks import BlockMaker, BlockPlan, Coming, Gather, Part, Share, all_gather
 from saeinterp.sae.sources import Cursor
@@ -56,7 +57,10 @@ def open_stream(
     caches = {name: ActivationCache.open(activations, name) for name in dict.fromkeys(hookpoints)}
     first = next(iter(caches.values()))
     # Each process runs the subject on the card it trains on.
-    place = str(device) if text.device in ("auto", "cuda") and device.type == "cuda" else text.device
+    place = text.device
+    wanted = place.device if isinstance(place, Placement) and place.device_map == "single" else place
+    if wanted in ("auto", "cuda") and device.type == "cuda":
+        place = str(device)
     return ActivationStream(
         load_subject(text.subject, device=place),
         read_contexts(text.corpus, splits="train"),

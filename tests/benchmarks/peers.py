@@ -129,8 +129,8 @@ def train_sparsify(case: Case, feed: Feed, settings: dict[str, Any], *, seed: in
 def train_sae_lens(case: Case, feed: Feed, settings: dict[str, Any], *, seed: int) -> list[Coder]:
     """`SAETrainer.fit`, or `MultiSAETrainer.fit` for several.
 
-    Settings: `lr`, `autocast`, `decay` (share of the steps), `normalize` (activations), `dead_window` (share of the
-    steps after which AuxK takes a latent for dead; None for SAELens' 1,000 steps).
+    Settings: `lr`, `autocast`, `init_norm` (of decoder rows), `decay` (share of the steps), `normalize` (activations),
+    `dead_window` (share of the steps after which AuxK takes a latent for dead; None for SAELens' 1,000 steps).
     """
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
@@ -139,9 +139,11 @@ def train_sae_lens(case: Case, feed: Feed, settings: dict[str, Any], *, seed: in
 
     torch.manual_seed(seed)
     normalize = "expected_average_only_in" if settings.get("normalize") else "none"
+    shape = {"d_in": D_IN, "d_sae": case.num_latents, "k": case.k}
+    init_norm = settings.get("init_norm", 0.1)
     saes = {
         f"layers.{s}": TopKTrainingSAE(
-            TopKTrainingSAEConfig(d_in=D_IN, d_sae=case.num_latents, k=case.k, normalize_activations=normalize)
+            TopKTrainingSAEConfig(**shape, normalize_activations=normalize, decoder_init_norm=init_norm)
         )
         for s in range(case.saes)
     }

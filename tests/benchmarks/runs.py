@@ -1,4 +1,8 @@
-"""Starts one training run in a process of its own, in the environment of whoever is measured."""
+"""Starts one training run in a process of its own, in the environment of whoever is measured.
+
+saeinterp starts its training processes with variables that make waiting threads sleep and freed memory stay. Whether
+they help a peer too is tried when it is tuned (`environment`), and then it gets them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from planted_rows import Case, write_rows
+
+from saeinterp.config import LaunchConfig
+from saeinterp.sae.launch import _environment
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -57,8 +64,11 @@ def run(who: str, case: Case, rows: Rows, settings: dict[str, Any], *, seed: int
         "seed": seed,
         "threads": threads,
     }
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    env = {**os.environ, **dict.fromkeys(names, str(threads)), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    if who == "ours" or settings.get("environment") == "ours":
+        env = _environment(env, LaunchConfig(threads=threads))
+    else:
+        env |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [str(python), "-W", "ignore", str(HERE / "worker.py")],
         input=json.dumps(request),

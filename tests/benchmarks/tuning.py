@@ -1,8 +1,8 @@
 """Finds the settings each trainer is compared at, and keeps them with everything that was tried in `tuned.json`.
 
-Learning rates climb a ladder of factors of about 3 until the best is no longer at an end; then each other option is
-tried at that rate and kept if it helps. All by held-out FVU on rows of a seed that no comparison uses; settings within
-`SAME` of each other count as equal, and the faster one wins.
+Learning rates climb a ladder of factors of about 3 until the best is no longer at an end; each other option is tried at
+that rate and kept if it helps; then the rates between. All by held-out FVU on rows of a seed that no comparison uses;
+settings within `SAME` of each other count as equal, and the faster one wins.
 """
 
 from __future__ import annotations
@@ -37,12 +37,21 @@ def starts(who: str, case: Case) -> list[Settings]:
     return [{"optimizer": "signum", "lr": 5e-3 / width}, {"optimizer": "adam", "lr": 3e-3}]
 
 
+_ENVIRONMENT = {"environment": "ours"}
 OPTIONS: dict[str, list[Settings]] = {
-    "sparsify": [{"auxk": 1 / 32}],
-    "sae_lens": [{"autocast": False}, {"decay": 0.2}, {"normalize": True}, {"dead_window": 0.2}],
-    "dictionary_learning": [{"warmup": 0.0}, {"decay": 0.2}],
+    "sparsify": [{"auxk": 1 / 32}, _ENVIRONMENT],
+    "sae_lens": [
+        {"init_norm": 1.0},
+        {"decay": 0.2},
+        {"normalize": True},
+        {"dead_window": 0.2},
+        {"autocast": False},
+        _ENVIRONMENT,
+    ],
+    "dictionary_learning": [{"warmup": 0.0}, {"decay": 0.2}, _ENVIRONMENT],
     "ours": [],
 }
+"""Tried one after another, at the best learning rate."""
 
 
 def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
@@ -50,13 +59,17 @@ def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
     tried: list[dict[str, Any]] = []
 
     def attempt(settings: Settings) -> dict[str, Any]:
-        settings = {key: float(f"{value:.3g}") if key == "lr" else value for key, value in settings.items()}
+        settings = {key: float(f"{value:.2g}") if key == "lr" else value for key, value in settings.items()}
         result = run(settings)
         kept = {key: round(result[key], 4) for key in ("fvu", "dead", "rows_per_second") if key in result}
         tried.append({"settings": settings, **(kept or result)})
         return tried[-1]
 
     best: dict[str, Any] | None = None
+    if who == "ours":
+        # What saeinterp takes when nothing is set.
+        found = attempt({})
+        best = found if better(found, None) else None
     for start in starts(who, case):
         ladder = {step: attempt({**start, "lr": start["lr"] * _STEP**step}) for step in (-1, 0, 1)}
         for _ in range(_EXTENSIONS):
@@ -68,13 +81,17 @@ def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
         for found in ladder.values():
             if better(found, best):
                 best = found
+    if best is None:
+        return {"settings": None, "tried": tried}
     for option in OPTIONS[who]:
-        if best is None:
-            break
         found = attempt({**best["settings"], **option})
         if better(found, best):
             best = found
-    return {"settings": best["settings"] if best else None, "tried": tried}
+    if "lr" in best["settings"]:
+        for found in [attempt({**best["settings"], "lr": best["settings"]["lr"] * factor}) for factor in (0.56, 1.8)]:
+            if better(found, best):
+                best = found
+    return {"settings": best["settings"], "tried": tried}
 
 
 def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:

@@ -24,7 +24,13 @@ from saeinterp.sae import triton_kernels
 from saeinterp.sae.optimizers import SLOTS
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-_SHAPES = {"small": (400, 32, 576), "middle": (4096, 32, 576), "large": (32_768, 64, 2304)}
+# Rows, latents, active, width. Triton treats an argument that is 1 as a constant, hence "ones".
+_SHAPES = {
+    "ones": (1, 1, 1, 1),
+    "small": (512, 400, 32, 576),
+    "middle": (4, 4096, 32, 576),
+    "large": (4, 32_768, 64, 2304),
+}
 
 
 class AbsentGpu:
@@ -60,8 +66,8 @@ def compiled(capability: int) -> list[dict[str, Any]]:
         found.append({"program": self.__name__, "registers": int(registers), "stack": int(stack), "shape": name})
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
-    S, N = 2, 4
-    for name, (M, k, d) in _SHAPES.items():
+    S = 2
+    for name, (N, M, k, d) in _SHAPES.items():
         P = 2 * M * d + M + d
         x, values = torch.zeros(S, N, d), torch.zeros(S, N, k)
         indices = torch.zeros(S, N, k, dtype=torch.int64)
@@ -72,7 +78,8 @@ def compiled(capability: int) -> list[dict[str, Any]]:
                 triton_kernels.keep_top_k(pre, k, absolute=absolute)
                 triton_kernels.top_k(pre, k, absolute=absolute)
             triton_kernels.decode_error(x, values, indices, W.to(dtype))
-        triton_kernels.weight_gradients(x, x, values, values, indices, W_enc=W, b_enc=b, W_dec=W)
+            rows = x.to(dtype)
+            triton_kernels.weight_gradients(rows, x, values, values, indices, W_enc=W, b_enc=b, W_dec=W)
         if name == "large":
             continue
         flat, factor = torch.zeros(S, P), torch.ones(S)

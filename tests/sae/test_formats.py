@@ -307,6 +307,15 @@ def test_the_recorded_hookpoint_is_handed_on_and_can_be_given(tmp_path: Path) ->
     assert read["c"]["model_name"] == "other"
 
 
+def test_a_broken_record_of_the_hookpoint_is_named_and_can_be_gone_round(tmp_path: Path) -> None:
+    random_sae().save(tmp_path / "a")
+    (tmp_path / "a" / "training.json").write_text("{")
+    with pytest.raises(DataError, match=r"training\.json: not JSON.*give the hookpoint"):
+        convert(tmp_path / "a", tmp_path / "b", "sae-lens")
+    convert(tmp_path / "a", tmp_path / "b", "sae-lens", hookpoint="layers.1")
+    assert detect(tmp_path / "b") == "sae-lens"
+
+
 def test_converting_never_overwrites_and_names_a_wrong_format(tmp_path: Path) -> None:
     random_sae().save(tmp_path / "a")
     with pytest.raises(ConfigError, match="holds files already"):

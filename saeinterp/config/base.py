@@ -1,0 +1,40 @@
+"""What every configuration model shares: frozen, strict, and split into what changes a result and what does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["train", "health", "explain", "score"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def place(default: Any) -> Any:
+    """A field that says where or how fast, not what: it never enters a recipe."""
+    return Field(default, json_schema_extra={"in_recipe": False})
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, field docstrings become descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def recipe_of(config: BaseModel) -> dict[str, Any]:
+    """The JSON values of a configuration that change results (fields declared with `place` left out)."""
+    result: dict[str, Any] = {}
+    for name, info in type(config).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, Mapping) and extra.get("in_recipe") is False:
+            continue
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            result[name] = recipe_of(value)
+        elif isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+            result[name] = [recipe_of(item) for item in value]
+        else:
+            result[name] = json.loads(json.dumps(value))
+    return result
