@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
 
-.PHONY: help install demo test test-slow test-training test-browser peers test-peers bench-training check format clean
+.PHONY: help install demo test test-slow test-training test-browser peers test-peers test-triton bench-training check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -35,6 +35,10 @@ peers: .venv-peers/.installed ## the SAE trainers we compare with, in .venv-peer
 test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged with sparsify and SAELens
 	$(RUN) -m pytest tests/peers
 
+test-triton: .venv/.installed ## the CUDA kernels, interpreted on the CPU and compiled for GPUs that are not here
+	$(RUN) -m pip install -q --no-deps --target .venv-triton "triton==3.7.1"
+	PYTHONPATH=.venv-triton $(RUN) -m pytest tests/sae/test_triton.py
+
 bench-training: .venv/.installed .venv-peers/.installed ## training speed, quality and memory against the peers
 	$(RUN) tests/benchmarks/training.py $(BENCH)
 
@@ -49,4 +53,4 @@ format: .venv/.installed ## format the sources
 	$(RUN) -m ruff check --fix .
 
 clean: ## remove what installing and running made
-	rm -rf .venv .venv-peers runs build dist *.egg-info
+	rm -rf .venv .venv-peers .venv-triton runs build dist *.egg-info

@@ -90,27 +90,17 @@ def _train(cache: Ref, text: Mapping[str, Any], pipeline: Pipeline, *, side: str
     hookpoints = pipeline.capture.hookpoints
     together = pipeline.launch.together or (len(hookpoints) if text["subject"] is not None else 1)
     saes: dict[str, Pending] = {}
+    settings = {"activations": cache, "config": pipeline.training, "launch": pipeline.launch, **text}
     for start in range(0, len(hookpoints), together):
         some = hookpoints[start : start + together]
+        missing = [name for name in some if not steps.train_layer.built(hookpoint=name, **settings)]
         after = []
-        if len(some) > 1:
-            after = steps.train_together.submit(
-                activations=cache,
-                hookpoints=some,
-                config=pipeline.training,
-                launch=pipeline.launch,
-                label=f"{', '.join(some)} {side}",
-                **text,
-            )
+        if len(missing) > 1:
+            label = f"{', '.join(missing)} {side}"
+            after = steps.train_together.submit(hookpoints=missing, label=label, **settings)
         for hookpoint in some:
             saes[hookpoint] = steps.train_layer.submit(
-                activations=cache,
-                hookpoint=hookpoint,
-                config=pipeline.training,
-                launch=pipeline.launch,
-                label=f"{hookpoint} {side}",
-                after=after,
-                **text,
+                hookpoint=hookpoint, label=f"{hookpoint} {side}", after=after, **settings
             )
     return saes
 

@@ -16,7 +16,8 @@ from prefect import task
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 
-from saeinterp.artifacts import Artifact, Recipe, Ref
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref
+from saeinterp.errors import DamagedArtifactError
 from saeinterp.report import Failure
 from tasks.caching import ByRecipe, recipe_for
 
@@ -61,6 +62,13 @@ class Step:
         if all(recipe.folder != known.folder for known, _ in plan.steps):
             plan.steps.append((recipe, inputs))
         return recipe
+
+    def built(self, **inputs: Any) -> bool:
+        """Whether the artifact is there; inputs must be known, and damage shows when the step runs."""
+        try:
+            return ArtifactStore().find(recipe_for(self.recipe, inputs), verify=False) is not None
+        except DamagedArtifactError:
+            return False
 
 
 def step(recipe: Callable[..., Recipe]) -> Callable[[Callable[..., Artifact]], Step]:

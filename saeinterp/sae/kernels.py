@@ -24,8 +24,9 @@ from saeinterp.sae import reference
 Activation = Literal["topk", "abs_topk"]
 Backend = Literal["torch", "native", "triton"]
 
-# Dense beats sparse while M <= ratio * k. Measured on two cores with AVX-512; AMX by its measured products alone.
-_DENSE_RATIO = {"cuda": 256, "native-amx": 8, "native": 2, "amx": 40, "bfloat16": 8, "other": 4}
+# Dense beats sparse while M <= ratio * k. Measured on two cores with AVX-512; AMX by its measured products alone;
+# CUDA by counting bytes and FLOPs (tests/benchmarks/roofline.py), not measured.
+_DENSE_RATIO = {"cuda": 128, "native-amx": 8, "native": 2, "amx": 40, "bfloat16": 8, "other": 4}
 
 
 class TopKCode(NamedTuple):
@@ -136,8 +137,8 @@ def write_gradients(
         return Forward(error, pre, fired)
     values, indices = backend.top_k(pre, k, absolute=absolute)
     error, dvalues = backend.decode_error(x_SNd, values, indices, W_dec)
-    # C sums gradients from rows of the compute type, which halves what it reads.
-    rows = x if method.backend == "native" else x_SNd
+    # C and Triton sum gradients from rows of the compute type, which halves what they read.
+    rows = x_SNd if method.backend == "torch" else x
     fired = backend.weight_gradients(
         rows, error, values, dvalues, indices, W_enc=out.W_enc, b_enc=out.b_enc, W_dec=out.W_dec
     )

@@ -120,6 +120,8 @@ def run(job: Job) -> bool:
     torch.set_grad_enabled(False)
     if accelerator.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # It would also write NaN to every new buffer, which costs a pass over memory each.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     members, group = list(job.members), Group()
     if size > 1 and job.spread == "saes":
         members = members[rank::size]

@@ -1,8 +1,8 @@
 """Finds the settings each trainer is compared at, and keeps them with everything that was tried in `tuned.json`.
 
 Learning rates climb a ladder of factors of about 3 until the best is no longer at an end; each other option is tried at
-that rate and kept if it helps; then the rates between. All by held-out FVU on rows of a seed that no comparison uses;
-settings within `SAME` of each other count as equal, and the faster one wins.
+that rate and kept if it lowers held-out FVU by more than `SAME`, or, where it is about speed, if it is faster and FVU
+stays; then the rates between. On rows of a seed that no comparison uses.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ OPTIONS: dict[str, list[Settings]] = {
     "ours": [],
 }
 """Tried one after another, at the best learning rate."""
+_ABOUT_SPEED = ("autocast", "environment")
 
 
 def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
@@ -68,8 +69,7 @@ def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
     best: dict[str, Any] | None = None
     if who == "ours":
         # What saeinterp takes when nothing is set.
-        found = attempt({})
-        best = found if better(found, None) else None
+        best = attempt({})
     for start in starts(who, case):
         ladder = {step: attempt({**start, "lr": start["lr"] * _STEP**step}) for step in (-1, 0, 1)}
         for _ in range(_EXTENSIONS):
@@ -79,28 +79,29 @@ def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
             step = top - 1 if top == min(ladder) else top + 1
             ladder[step] = attempt({**start, "lr": start["lr"] * _STEP**step})
         for found in ladder.values():
-            if better(found, best):
-                best = found
-    if best is None:
+            best = min(found, best or found, key=_fvu)
+    if best is None or _fvu(best) == float("inf"):
         return {"settings": None, "tried": tried}
     for option in OPTIONS[who]:
         found = attempt({**best["settings"], **option})
-        if better(found, best):
+        if _keep(found, best, about_speed=any(name in option for name in _ABOUT_SPEED)):
             best = found
     if "lr" in best["settings"]:
         for found in [attempt({**best["settings"], "lr": best["settings"]["lr"] * factor}) for factor in (0.56, 1.8)]:
-            if better(found, best):
-                best = found
+            best = min(found, best, key=_fvu)
     return {"settings": best["settings"], "tried": tried}
 
 
-def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
-    """Lower FVU, or about the same and faster."""
-    if "fvu" not in new or not new["fvu"] < float("inf"):
-        return False
-    if old is None or new["fvu"] < old["fvu"] - SAME:
-        return True
-    return new["fvu"] < old["fvu"] + SAME and new["rows_per_second"] > 1.05 * old["rows_per_second"]
+def _fvu(result: dict[str, Any]) -> float:
+    """Of a run that failed or diverged: infinite."""
+    value = result.get("fvu", float("inf"))
+    return value if value == value else float("inf")
+
+
+def _keep(new: dict[str, Any], old: dict[str, Any], *, about_speed: bool) -> bool:
+    if about_speed:
+        return _fvu(new) < _fvu(old) + SAME and new["rows_per_second"] > 1.03 * old["rows_per_second"]
+    return _fvu(new) < _fvu(old) - SAME
 
 
 def load() -> dict[str, dict[str, dict[str, Any]]]:

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed: pip install --no-deps triton==3.7.1")
+pytest.importorskip("triton", reason="Triton is not installed: make test-triton")
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**kept, "PYTHONPATH": path, **changes}
 
 
 def test_every_kernel_does_what_plain_torch_does(tmp_path: Path) -> None:
