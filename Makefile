@@ -16,10 +16,10 @@ demo: .venv/.installed ## train, explain, score and compare on a real model; end
 	$(RUN) -m flows.cli demo
 
 test: .venv/.installed ## the test suite
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --ignore tests/benchmarks
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
-	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers --ignore tests/sae
+	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers --ignore tests/sae --ignore tests/benchmarks
 
 test-training: .venv/.installed ## training killed at random points, from files and streamed, by one process and two
 	$(RUN) -m pytest -m slow tests/sae

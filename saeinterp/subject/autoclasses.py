@@ -15,6 +15,7 @@ from saeinterp.errors import SaeinterpError, SubjectError
 from saeinterp.subject.origins import first_line
 
 _LOCK = threading.Lock()
+_LOADING = threading.RLock()
 _HINTS = {
     "trust_remote_code": "set trust_remote_code: true if you trust whoever wrote that checkpoint's code",
     "bitsandbytes": "pip install --upgrade 'saeinterp[quantized]'",
@@ -41,16 +42,21 @@ def auto_classes() -> AutoClasses:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars out of our own."""
+    """Keep transformers' progress bars out of our own; one thread at a time.
+
+    While loading, transformers replaces torch's initialisers for the whole process. Two threads that load at once put
+    them back in the wrong order, and every later load leaves weights without data.
+    """
     from transformers.utils import logging as hf_logging
 
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+    with _LOADING:
+        shown = hf_logging.is_progress_bar_enabled()
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

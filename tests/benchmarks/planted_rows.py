@@ -22,6 +22,7 @@ D_IN = 576
 FEATURES = 2048
 ACTIVE = 24  # directions drawn a row; a few rows draw one twice
 NOISE = 0.02
+FEW = 12  # SAEs of a case with many that peers train after the first seed; all are graded on these
 _CHUNK = 2**14
 
 

@@ -6,7 +6,8 @@ import json
 from statistics import median
 from typing import Any
 
-from runs import WHO
+from launching import WHO
+from planted_rows import FEW
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -37,6 +38,11 @@ def _table(entry: dict[str, Any]) -> str:
         title += f" for each of {case['saes']}"
     if epochs > 1:
         title += f", {epochs:g} epochs"
+    if any(run.get("saes", case["saes"]) < case["saes"] for run in runs):
+        title += (
+            f"\n\nAfter the first seed the others train {FEW} of them: their rows/s do not grow with the number. FVU and dead "
+            f"latents are of those {FEW} for everyone; memory is of all."
+        )
     lines = [
         title,
         "",
@@ -55,11 +61,17 @@ def _table(entry: dict[str, Any]) -> str:
             "" if who == "ours" else _ratio(by_who.get("ours", []), found),
             _range([run["fvu"] for run in found], "{:.3f}"),
             f"{100 * median(run['dead'] for run in found):.1f}%",
-            f"{median(run['peak_mb'] for run in found):,.0f} ({median(run['total_mb'] for run in found):,.0f})",
+            _memory([run for run in found if run["saes"] == case["saes"]]),
             settings,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _memory(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return ""
+    return f"{median(run['peak_mb'] for run in found):,.0f} ({median(run['total_mb'] for run in found):,.0f})"
 
 
 def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:

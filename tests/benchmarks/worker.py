@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from measure import Feed, forget_peak, grade, memory
-from planted_rows import Case, read_rows
+from planted_rows import FEW, Case, read_rows
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +41,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     before, started = memory(), time.perf_counter()
     coders = train(case, feed, request["settings"], seed=request["seed"])
     seconds, after = time.perf_counter() - started, memory()
-    quality = grade(coders, heldout)
+    quality = grade(coders[:FEW], heldout[:FEW])
     return {
+        "saes": case.saes,
         "rows_per_second": feed.rows_per_second(),
         "seconds": seconds,
         "fvu": sum(quality.fvu) / len(quality.fvu),
