@@ -40,8 +40,8 @@ def _table(entry: dict[str, Any]) -> str:
         title += f", {epochs:g} epochs"
     if any(run.get("saes", case["saes"]) < case["saes"] for run in runs):
         title += (
-            f"\n\nAfter the first seed the others train {FEW} of them: their rows/s do not grow with the number. FVU and "
-            f"dead latents are of those {FEW} for everyone; memory is of all."
+            f"\n\nAfter the first seed the others train {FEW} of them: their rows/s do not grow with the number. FVU "
+            f"and dead latents are of those {FEW} for everyone; memory is of all."
         )
     lines = [
         title,
