@@ -19,10 +19,10 @@ test: .venv/.installed ## the test suite
 	$(RUN) -m pytest -m "not slow" --ignore tests/benchmarks
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
-	$(RUN) -m pytest -m slow --ignore tests/browser --ignore tests/peers --ignore tests/sae --ignore tests/benchmarks
+	$(RUN) -m pytest -m slow tests/flows tests/test_packaging.py tests/test_notebook.py --ignore tests/flows/test_train_saes.py
 
-test-training: .venv/.installed ## training killed at random points, from files and streamed, by one process and two
-	$(RUN) -m pytest -m slow tests/sae
+test-training: .venv/.installed ## training and capture killed at random points, streamed, by several processes
+	$(RUN) -m pytest -m slow tests/sae tests/subject tests/flows/test_train_saes.py
 
 test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
 	$(RUN) -m pytest tests/browser

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
 Cli = Callable[..., "CompletedProcess[str]"]
 
 

@@ -274,6 +274,7 @@ def test_layers_trained_together_have_the_bytes_of_layers_trained_alone(
     assert train(activations, store).path == saes["layers.1"].path
 
 
+@pytest.mark.slow
 @needs_proc
 def test_layers_trained_together_resume_after_a_kill(
     activations: Artifact, store: ArtifactStore, trained: Artifact, trained_second: Artifact
@@ -312,6 +313,7 @@ def test_one_layer_of_several_fails_alone_and_is_resumed_alone(
     assert contents(train(activations, store)) == contents(trained)
 
 
+@pytest.mark.slow
 def test_overrides_give_a_layer_its_own_shape_and_recipe(
     activations: Artifact, store: ArtifactStore, trained: Artifact
 ) -> None:
@@ -323,6 +325,7 @@ def test_overrides_give_a_layer_its_own_shape_and_recipe(
     assert contents(saes["layers.1"]) == contents(trained)  # untouched by what differs elsewhere
 
 
+@pytest.mark.slow
 def test_whole_saes_dealt_out_over_processes_are_those_of_one(
     activations: Artifact, store: ArtifactStore, trained: Artifact, trained_second: Artifact
 ) -> None:
@@ -342,6 +345,7 @@ def test_a_launcher_of_ones_own_must_start_the_configured_number_of_processes(
         train(activations, store, launch=launch, launcher=launch_command)
 
 
+@pytest.mark.slow
 def test_a_changed_setting_meets_no_checkpoint_of_the_old_one(
     activations: Artifact, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

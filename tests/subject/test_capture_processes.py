@@ -177,6 +177,7 @@ def test_when_the_parent_is_killed_no_process_is_left_and_any_number_goes_on(
     assert kept.items() <= inodes(made).items()
 
 
+@pytest.mark.slow
 @needs_proc
 def test_an_exception_in_the_callers_thread_stops_every_process(
     inputs: tuple[Artifact, Artifact], store: ArtifactStore
@@ -194,6 +195,7 @@ def test_an_exception_in_the_callers_thread_stops_every_process(
     assert not processes(store.root)
 
 
+@pytest.mark.slow
 def test_with_every_shard_there_no_process_is_started(
     inputs: tuple[Artifact, Artifact], whole: Artifact, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_with_every_shard_there_no_process_is_started(
     assert made.manifest()["files"] == whole.manifest()["files"]
 
 
+@pytest.mark.slow
 def test_errors_of_a_process_keep_their_type_and_words(
     inputs: tuple[Artifact, Artifact], planted_folder: Path, store: ArtifactStore, tmp_path: Path
 ) -> None:
