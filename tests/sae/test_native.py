@@ -366,7 +366,8 @@ def test_torch_and_the_kernels_share_one_pool_of_threads(tmp_path: Path) -> None
     code = (
         "lib = native.library()\n"
         "for count in (2, 1, 3): torch.set_num_threads(count); assert lib.saeinterp_threads() == count\n"
-        "names = {line.split(None, 5)[-1].strip() for line in open('/proc/self/maps') if 'omp' in line.split('/')[-1]}\n"
+        "maps = [line.split(None, 5)[-1].strip() for line in open('/proc/self/maps')]\n"
+        "names = {name for name in maps if 'omp' in name.split('/')[-1]}\n"
         "print(len({name for name in names if name.startswith('/')}))\n"
     )
     out, log = report(code, cache=tmp_path).communicate()
