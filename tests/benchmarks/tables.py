@@ -50,7 +50,8 @@ def _table(entry: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for who, found in by_who.items():
-        settings = ", ".join(f"{key} {_value(value)}" for key, value in entry["settings"][who].items())
+        chosen = entry["settings"][who]
+        settings = ", ".join(f"{key} {_value(value)}" for key, value in chosen.items()) or "none: its defaults"
         if not found:
             error = next(run["error"] for run in runs if run["who"] == who)
             lines.append(f"| {WHO[who]} | failed: {error} | | | | | {settings} |")

@@ -89,6 +89,8 @@ def tune(who: str, case: Case, run: Run) -> dict[str, Any]:
     if "lr" in best["settings"]:
         for found in [attempt({**best["settings"], "lr": best["settings"]["lr"] * factor}) for factor in (0.56, 1.8)]:
             best = min(found, best, key=_fvu)
+    if who == "ours" and _fvu(tried[0]) < _fvu(best) + SAME:
+        best = tried[0]  # nothing set
     return {"settings": best["settings"], "tried": tried}
 
 
