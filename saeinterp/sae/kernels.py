@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saeinterp.sae import reference
-
 Activation = Literal["topk", "abs_topk"]
 Backend = Literal["torch", "native", "triton"]
 
@@ -156,6 +154,7 @@ def add_auxk(
     k_aux: int,
     coefficient: float,
     activation: Activation,
+    method: Method,
 ) -> Tensor:
     """AuxK of one SAE (Gao et al., appendix A.2): dead latents reconstruct the error that the living ones leave.
 
@@ -169,12 +168,8 @@ def add_auxk(
         k_aux: How many of them may be active a row (at most D).
     """
     compute = pre_NM.dtype
-    z_ND = pre_NM.index_select(1, dead_D)
-    if k_aux < len(dead_D):
-        chosen = reference.top_indices(z_ND.abs() if activation == "abs_topk" else z_ND, k_aux)
-        z_ND = torch.zeros_like(z_ND).scatter_(1, chosen, z_ND.gather(1, chosen))
-    if activation == "topk":
-        z_ND = z_ND.clamp_min(0)
+    pre_ND = pre_NM.index_select(1, dead_D)
+    z_ND = backend_of(method).keep_top_k(pre_ND[None], k_aux, absolute=activation == "abs_topk")[0][0]
     W_Dd = weights.W_dec.index_select(0, dead_D).to(compute)
     rest_Nd = error_Nd - (z_ND @ W_Dd).to(error_Nd.dtype)
     g = rest_Nd.mul(coefficient).to(compute)

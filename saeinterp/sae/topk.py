@@ -82,6 +82,19 @@ class TopKSae:
         """Reconstructions `[N, d]` in the type of the weights, `b_dec` included."""
         return decode(code, self.W_dec, method=self._method()).add_(self.b_dec)
 
+    def positive(self, x: Tensor) -> Tensor | None:
+        """Latents of rows `x` `[N, d]` that are above 0 before the k largest are chosen, int64 `[N]`.
+
+        None for `abs_topk`, where 0 is no threshold.
+        """
+        if self.activation != "topk":
+            return None
+        counts = []
+        for piece in x.split(max(1, _ENCODE_ELEMENTS // self.num_latents)):
+            before = torch.addmm(self.b_enc, piece.to(self.W_enc.dtype) - self.b_dec, self.W_enc.T)
+            counts.append((before > 0).sum(1))
+        return torch.cat(counts)
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TopKSae:
         """The same SAE on another device or in another type."""
         moved = {name: getattr(self, name).to(device=device, dtype=dtype) for name in _KEYS}

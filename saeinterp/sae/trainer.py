@@ -234,6 +234,7 @@ class Trainer:
                 k_aux=min(most, len(dead)),
                 coefficient=run.config.aux_coefficient * share,
                 activation=run.config.activation,
+                method=self.method,
             )
             scalars[s, 2] = aux * share
 

@@ -26,7 +26,7 @@ Coder = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Feed:
     """Hands out contiguous batches of rows `[S, N, d]`, epoch after epoch, and times the loop that takes them.
 
-    A trainer takes `together()` or, one SAE after another, `alone(s)`.
+    A trainer takes the SAEs by groups, `together(saes)`, or one after another, `alone(s)`.
     """
 
     def __init__(self, rows_SNd: Tensor, *, batch_rows: int, steps: int) -> None:
@@ -37,9 +37,9 @@ class Feed:
         self._asked: list[list[float]] = []
         self._rows_a_tick: list[int] = []
 
-    def together(self) -> Iterator[Tensor]:
-        """Batches `[S, batch_rows, d]`, one step of every SAE each."""
-        return self._handed(self.rows)
+    def together(self, saes: range | None = None) -> Iterator[Tensor]:
+        """Batches `[S, batch_rows, d]`, one step of each of these SAEs (default: all)."""
+        return self._handed(self.rows if saes is None else self.rows[saes.start : saes.stop])
 
     def alone(self, sae: int) -> Iterator[Tensor]:
         """Batches `[batch_rows, d]` of one SAE."""

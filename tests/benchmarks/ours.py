@@ -1,4 +1,4 @@
-"""saeinterp's trainer on rows in memory: all SAEs as one batch, as in a training process with `launch.together`.
+"""saeinterp's trainer on rows in memory: SAEs in batches of `TOGETHER`, as in a process with `launch.together`.
 
 No checkpoints and no curves while the clock runs, since the peers write none either.
 """
@@ -19,6 +19,8 @@ from saeinterp.sae.sources import Cursor
 from saeinterp.sae.topk import TopKSae
 from saeinterp.sae.trainer import Trainer
 from saeinterp.subject import resolve_dtype
+
+TOGETHER = 8  # on two cores more were no faster, and what they hold grows with them
 
 
 def prepare() -> dict[str, str]:
@@ -72,25 +74,17 @@ class InOrder:
 
 def train(case: Case, feed: Feed, settings: dict[str, Any], *, seed: int) -> list[Coder]:
     """Settings: fields of `TrainingConfig`; what is not given has its default."""
-    fields = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
     config = TrainingConfig(
         num_latents=case.num_latents,
         k=case.k,
         batch_rows=case.batch_rows,
         epochs=case.steps // case.batches,
         log_every=case.steps,
-        **fields,
+        **settings,
     )
-    # The last step writes a row of the curves: two held-out rows make it free.
-    runs = [
-        Run(InOrder(feed, s), feed.rows[s, :2], config.model_copy(update={"seed": seed + s}))  # type: ignore[arg-type]
-        for s in range(case.saes)
-    ]
-    trainer = Trainer(runs, compute=getattr(torch, resolve_dtype(config.precision, "cpu")))
-    for _ in feed.together():
-        for name, error in trainer.step().items():
-            raise RuntimeError(f"{name}: {error}")
-    saes = [run.sae() for run in trainer.take_finished()]
+    saes: list[TopKSae] = []
+    for start in range(0, case.saes, TOGETHER):
+        saes += _train_together(range(start, min(start + TOGETHER, case.saes)), feed, config, seed=seed)
 
     def coder_of(sae: TopKSae) -> Coder:
         def code(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,3 +96,16 @@ def train(case: Case, feed: Feed, settings: dict[str, Any], *, seed: int) -> lis
         return code
 
     return [coder_of(sae) for sae in saes]
+
+
+def _train_together(saes: range, feed: Feed, config: TrainingConfig, *, seed: int) -> list[TopKSae]:
+    # The last step writes a row of the curves: two held-out rows make it free.
+    runs = [
+        Run(InOrder(feed, s), feed.rows[s, :2], config.model_copy(update={"seed": seed + s}))  # type: ignore[arg-type]
+        for s in saes
+    ]
+    trainer = Trainer(runs, compute=getattr(torch, resolve_dtype(config.precision, "cpu")))
+    for _ in feed.together(saes):
+        for name, error in trainer.step().items():
+            raise RuntimeError(f"{name}: {error}")
+    return [run.sae() for run in trainer.take_finished()]

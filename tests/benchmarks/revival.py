@@ -21,7 +21,7 @@ from saeinterp.config import TrainingConfig
 from saeinterp.sae import Run, Trainer
 from saeinterp.sae.rows import CacheSource
 
-ROWS, HELDOUT, SEEDS = 200_000, 8192, (0, 1, 2)
+ROWS, HELDOUT, SEEDS = 100_000, 8192, (0, 1, 2)
 
 
 class Given:

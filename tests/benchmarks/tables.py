@@ -1,9 +1,9 @@
-"""The comparison as markdown: for each case one table, medians over seeds with their range."""
+"""The comparison as markdown: for each case one table, means over seeds with their range."""
 
 from __future__ import annotations
 
 import json
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from launching import WHO
@@ -61,7 +61,7 @@ def _table(entry: dict[str, Any]) -> str:
             _range([run["rows_per_second"] / 1000 for run in found], "{:.1f}", "k"),
             "" if who == "ours" else _ratio(by_who.get("ours", []), found),
             _range([run["fvu"] for run in found], "{:.3f}"),
-            f"{100 * median(run['dead'] for run in found):.1f}%",
+            f"{100 * fmean(run['dead'] for run in found):.1f}%",
             _memory([run for run in found if run["saes"] == case["saes"]]),
             settings,
         ]
@@ -72,7 +72,7 @@ def _table(entry: dict[str, Any]) -> str:
 def _memory(found: list[dict[str, Any]]) -> str:
     if not found:
         return ""
-    return f"{median(run['peak_mb'] for run in found):,.0f} ({median(run['total_mb'] for run in found):,.0f})"
+    return f"{fmean(run['peak_mb'] for run in found):,.0f} ({fmean(run['total_mb'] for run in found):,.0f})"
 
 
 def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
@@ -83,8 +83,8 @@ def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
 
 
 def _range(values: list[float], shown: str, unit: str = "") -> str:
-    """The median, with the least and the most where there are several."""
-    text = shown.format(median(values)) + unit
+    """The mean, with the least and the most where there are several."""
+    text = shown.format(fmean(values)) + unit
     return text if len(values) == 1 else f"{text} ({shown.format(min(values))}–{shown.format(max(values))})"
 
 

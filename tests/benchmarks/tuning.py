@@ -49,10 +49,10 @@ OPTIONS: dict[str, list[Settings]] = {
         _ENVIRONMENT,
     ],
     "dictionary_learning": [{"warmup": 0.0}, {"decay": 0.2}, _ENVIRONMENT],
-    "ours": [],
+    "ours": [{"aux_coefficient": 0.0}],
 }
 """Tried one after another, at the best learning rate."""
-_ABOUT_SPEED = ("autocast", "environment")
+_ABOUT_SPEED = ("autocast", "environment", "aux_coefficient")
 
 
 def tune(who: str, case: Case, run: Run) -> dict[str, Any]:

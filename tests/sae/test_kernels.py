@@ -91,6 +91,7 @@ def batch(
                 k_aux=k_aux,
                 coefficient=AUX,
                 activation=activation,
+                method=method,
             )
             squared = squared + AUX * aux
         out.b_dec[s] = error[s].sum(0)
