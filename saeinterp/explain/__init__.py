@@ -15,6 +15,7 @@ from saeinterp.explain.metrics import Rate, VerdictMetrics, match_rates, verdict
 from saeinterp.explain.prompts import fill, prompt_hash
 from saeinterp.explain.response_cache import ResponseCache
 from saeinterp.explain.scorers import Judgement, judge, score, score_recipe
+from saeinterp.explain.verdicts import parse_verdicts
 
 __all__ = [
     "LLM",
@@ -39,6 +40,7 @@ __all__ = [
     "match_rates",
     "open_llm",
     "parse_label",
+    "parse_verdicts",
     "prompt_hash",
     "render_example",
     "request_key",
