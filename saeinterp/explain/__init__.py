@@ -15,6 +15,7 @@ from saeinterp.explain.metrics import Rate, VerdictMetrics, match_rates, verdict
 from saeinterp.explain.prompts import fill, prompt_hash
 from saeinterp.explain.response_cache import ResponseCache
 from saeinterp.explain.scorers import Judgement, judge, score, score_recipe
+from saeinterp.explain.verdict_scores import VerdictScores, score_verdicts
 from saeinterp.explain.verdicts import parse_verdicts
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ResponseCache",
     "Shown",
     "VerdictMetrics",
+    "VerdictScores",
     "control_explanations",
     "control_explanations_recipe",
     "explain",
@@ -46,5 +48,6 @@ __all__ = [
     "request_key",
     "score",
     "score_recipe",
+    "score_verdicts",
     "verdict_metrics",
 ]
