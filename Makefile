@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
 
-.PHONY: help install demo test test-slow test-training test-browser peers test-peers test-triton bench-training check format clean
+.PHONY: help install demo test test-slow test-training test-browser peers test-peers test-saebench test-triton bench-training bench-health check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -27,13 +27,16 @@ test-training: .venv/.installed ## training and capture killed at random points,
 test-browser: .venv/.installed ## the report in headless Chromium; skipped where there is none
 	$(RUN) -m pytest tests/browser
 
-peers: .venv-peers/.installed ## the SAE trainers we compare with, in .venv-peers (1.7 GB)
+peers: .venv-peers/.installed ## the SAE trainers and SAEBench that we compare with, in .venv-peers (1.7 GB)
 
 .venv-peers/.installed: tests/peers/constraints.txt deployments/peers.py
 	$(PYTHON) -m deployments.peers --torch-index "$(TORCH_INDEX)"
 
-test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged with sparsify and SAELens
+test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged with sparsify and SAELens, health with SAEBench
 	$(RUN) -m pytest tests/peers
+
+test-saebench: .venv/.installed .venv-peers/.installed ## layer health beside SAEBench's own functions on the same rows
+	$(RUN) -m pytest tests/peers/test_saebench.py
 
 test-triton: .venv/.installed ## the CUDA kernels, interpreted on the CPU and compiled for GPUs that are not here
 	$(RUN) -m pip install -q --no-deps --target .venv-triton "triton==3.7.1"
@@ -41,6 +44,9 @@ test-triton: .venv/.installed ## the CUDA kernels, interpreted on the CPU and co
 
 bench-training: .venv/.installed .venv-peers/.installed ## training speed, quality and memory against the peers
 	$(RUN) tests/benchmarks/training.py $(BENCH)
+
+bench-health: .venv/.installed .venv-peers/.installed ## layer health of three layers against SAEBench's loop
+	$(RUN) tests/benchmarks/health.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

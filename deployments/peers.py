@@ -1,4 +1,4 @@
-"""Create .venv-peers with the other SAE trainers: what `make peers` runs, with any Python 3.11 or newer.
+"""Create .venv-peers with the other SAE trainers and SAEBench: what `make peers` runs, with any Python 3.11 or newer.
 
 They are only compared with (tests/peers, tests/benchmarks) and want versions of common packages that saeinterp does
 not, hence an environment of their own. The surprising choice: pip resolves nothing. torch comes first and alone, by the
@@ -17,13 +17,15 @@ from deployments.install import ROOT, announce_torch, run
 
 ENVIRONMENT = ROOT / ".venv-peers"
 CONSTRAINTS = ROOT / "tests" / "peers" / "constraints.txt"
-PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning")
+PEERS = ("eai-sparsify", "sae-lens", "dictionary-learning", "sae-bench")
 DOWNLOAD_GB, DISK_GB = 0.4, 1.7
 _TARGET = "make peers"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Create .venv-peers with sparsify, SAELens and dictionary_learning.")
+    parser = argparse.ArgumentParser(
+        description="Create .venv-peers with sparsify, SAELens, dictionary_learning and SAEBench."
+    )
     parser.add_argument("--torch-index", default="", help="package index to take torch from")
     options = parser.parse_args()
     if sys.version_info < (3, 11):
@@ -50,7 +52,7 @@ def main() -> None:
     announce_torch(pip, torch, source, constraints=wanted, target=_TARGET)
     run([*pip, "install", "-q", torch, "-c", wanted, *source], f"installing {torch}", target=_TARGET)
     run([*pip, "install", "-q", "--no-deps", "-r", wanted], "installing the peers", target=_TARGET)
-    check = "import dictionary_learning.trainers.top_k, sae_lens, sparsify"
+    check = "import dictionary_learning.trainers.top_k, sae_bench.evals.core.main, sae_lens, sparsify"
     run([str(python), "-W", "ignore", "-c", check], "importing them", target=_TARGET)
     (ENVIRONMENT / ".installed").touch()
     size = sum(path.stat().st_size for path in ENVIRONMENT.rglob("*") if path.is_file() and not path.is_symlink())

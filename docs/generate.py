@@ -16,6 +16,7 @@ FLOWS = {
     "explain-features": configs.ExplainFeaturesConfig,
     "compare-explainers": configs.CompareExplainersConfig,
     "compare-models": configs.CompareModelsConfig,
+    "probe-latents": configs.ProbeLatentsConfig,
 }
 INTRODUCTION = """# Configuration
 
@@ -39,9 +40,11 @@ def render() -> str:
                 sections[kind.__name__] = kind
                 lines.append(f"| `{field}` | [{kind.__name__}](#{kind.__name__.lower()}) |")
             else:
-                lines.append(f"| `{field}` | {info.description} Default: `{_default(info.get_default())}`. |")
+                text = (info.description or "").replace("\n", " ")
+                default = _default(info.get_default(call_default_factory=True))
+                lines.append(f"| `{field}` | {text} Default: `{default}`. |")
         lines.append("")
-    for inner in ("CorpusSource", "SplitFractions", "SplitTokens", "LLMConfig"):
+    for inner in ("CorpusSource", "SplitFractions", "SplitTokens", "LLMConfig", "HealthDataset", "Thresholds"):
         sections[inner] = getattr(configs, inner)
     for name, model in sorted(sections.items()):
         lines += [f"## {name}", "", model.__doc__ or "", "", "| key | default | meaning |", "|---|---|---|"]

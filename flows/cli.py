@@ -5,6 +5,7 @@ Prefect is imported inside commands, after its settings are in the environment: 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from importlib import import_module
@@ -15,6 +16,7 @@ import typer
 from pydantic import BaseModel
 
 import saeinterp
+from flows.import_commands import app as import_app
 from flows.sae_commands import app as sae_app
 from flows.terminal import BAD_USAGE, COMPLETED, FAILED, Root, complain, err, guard, out
 from saeinterp import config as configs
@@ -27,6 +29,7 @@ FLOWS: dict[str, tuple[str, type[BaseModel]]] = {
     "explain-features": ("flows.explain_features:explain_features", configs.ExplainFeaturesConfig),
     "compare-explainers": ("flows.compare_explainers:compare_explainers", configs.CompareExplainersConfig),
     "compare-models": ("flows.compare_models:compare_models", configs.CompareModelsConfig),
+    "probe-latents": ("flows.probe:probe_latents", configs.ProbeLatentsConfig),
 }
 
 app = typer.Typer(
@@ -38,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(sae_app)
+app.add_typer(import_app)
 
 FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
 ConfigFile = Annotated[
@@ -97,6 +101,19 @@ def demo(
 def run(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
     """Run a flow in this process; artifacts that are already there are not made again."""
     _execute(flow, config, overrides or [], root)
+
+
+@app.command()
+def probe(
+    table: Annotated[
+        Path, typer.Argument(help="Labelled texts: .jsonl, .csv or .parquet.", metavar="TABLE", show_default=False)
+    ],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    root: Root = None,
+) -> None:
+    """Probe SAEs for the labels of a table: `run probe-latents` with `probing.file` set to TABLE."""
+    _execute("probe-latents", config, [*(overrides or []), f"probing.file={json.dumps(str(table))}"], root)
 
 
 @app.command()

@@ -9,10 +9,11 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows import lanes
+from flows import explaining, lanes
 from flows.ending import Outcome, conclude
 from flows.runner import main, runner
-from saeinterp.config import CompareExplainersConfig
+from saeinterp.artifacts import Ref
+from saeinterp.config import CompareExplainersConfig, SubjectConfig
 from tasks import steps
 from tasks.step import finished, settle
 
@@ -23,34 +24,36 @@ CONTROL = "random weights"
 @flow(name="compare-explainers", task_runner=runner(), persist_result=True, result_serializer="json")
 def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig()) -> State[Outcome]:
     """Compare two explainers by paired tests over the same latents and examples."""
-    subject, corpus = lanes.prepare(config.subject, config.corpus, side=SIDE)
-    pipeline = lanes.Pipeline(config.corpus, config.capture, config.training, config.launch, config.health)
-    lane = lanes.train_and_grade(config.subject, subject, corpus, pipeline, side=SIDE)
-    sides = [lane]
-    if config.random_weights_control:
-        at_random = config.subject.model_copy(update={"weights": "random", "quantization": "none"})
-        control = finished(steps.prepare_model.submit(config=at_random, label=CONTROL))
-        sides.append(lanes.train_and_grade(at_random, control, corpus, pipeline, side=CONTROL))
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    pipeline = lanes.Pipeline.of(config)
 
-    examples = lanes.freeze_examples(lane, corpus, config.capture, config.examples)
+    def train(model: SubjectConfig, prepared: Ref, side: str) -> lanes.Lane:
+        trainings = {"": config.training}
+        return lanes.train(
+            model, prepared, texts.corpus, pipeline, corpus_config=config.corpus, trainings=trainings, side=side
+        )
+
+    sides = [train(config.subject, subject, SIDE)]
+    if config.random_weights_control:
+        at_random = config.subject.control(seed=config.subject.weights_seed)
+        control = finished(steps.prepare_model.submit(config=at_random, label=CONTROL))
+        sides.append(train(at_random, control, CONTROL))
+    measuring = [lanes.measure(side, texts, pipeline, absorption=side.side == SIDE) for side in sides]
+
+    examples = explaining.freeze_examples(sides[0], texts.corpus, config.capture, config.examples)
     explained = {
-        "a": lanes.explain(lane, examples, config.explainer_a),
-        "b": lanes.explain(lane, examples, config.explainer_b),
+        "a": explaining.explain(sides[0], examples, config.explainer_a),
+        "b": explaining.explain(sides[0], examples, config.explainer_b),
     }
-    explained |= lanes.controls(explained["a"], config.controls, config.comparison)
+    explained |= explaining.controls(explained["a"], config.controls, config.comparison)
     titles = {"a": config.explainer_a.title, "b": config.explainer_b.title}
     scores = {
-        name: lanes.score(items, examples, config.scorer, title=titles.get(name, name))
+        name: explaining.score(items, examples, config.scorer, title=titles.get(name, name))
         for name, items in explained.items()
     }
 
-    failures = []
-    saes, health = {}, {}
-    for side in sides:
-        saes[side.side], more = settle("training", side.side, side.saes)
-        failures += more
-        health[side.side], more = settle("health", side.side, side.health)
-        failures += more
+    measured = {item.lane.side: lanes.collect(item) for item in measuring}
+    failures = [failure for item in measured.values() for failure in item.failures]
     for stage, items in {"examples": examples, **{f"explaining ({k})": v for k, v in explained.items()}}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
@@ -58,7 +61,7 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
     for name, items in scores.items():
         settled[name], more = settle(f"scoring ({titles.get(name, name)})", SIDE, items)
         failures += more
-        short += lanes.shortfalls(settled[name], title=titles.get(name, name))
+        short += explaining.shortfalls(settled[name], title=titles.get(name, name))
 
     explainers = models = None
     layers = [h for h in config.capture.hookpoints if all(h in done for done in settled.values())]
@@ -72,11 +75,14 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
                 label=f"{titles['a']} and {titles['b']}",
             )
         )
-    if config.random_weights_control and health[SIDE] and health[CONTROL]:
+    grades = lanes.grade(measured, config.grading)
+    if config.random_weights_control and measured[SIDE].health and measured[CONTROL].health:
         models = finished(
             steps.compare_health.submit(
-                a=tuple(health[SIDE].values()),
-                b=tuple(health[CONTROL].values()),
+                a=measured[SIDE].health,
+                b=measured[CONTROL].health,
+                controls={},
+                grades={"a": grades[SIDE], "b": grades[CONTROL]},
                 config=config.comparison,
                 names=(SIDE, CONTROL),
                 label=f"{SIDE} and {CONTROL}",
@@ -88,8 +94,9 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
         config=config,
         explainer_comparison=explainers,
         model_comparison=models,
-        health={side: tuple(items.values()) for side, items in health.items()},
-        saes={side: tuple(items.values()) for side, items in saes.items()},
+        health={side: item.health for side, item in measured.items()},
+        saes={side: item.saes for side, item in measured.items()},
+        grades=grades,
         failures=failures,
         shortfalls=short,
     )

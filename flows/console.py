@@ -110,6 +110,8 @@ def print_ending(state: Any, outcome: Any, *, out: Console, err: Console) -> boo
     ]
     out.print("The report:")
     for what, path in rows:
+        if not path.exists():  # not every flow makes all of them
+            continue
         out.print(f"  {what:<18} {_short(path)}", markup=False)
     return not outcome.failures
 

@@ -36,6 +36,7 @@ def conclude(
     model_comparison: Ref | None = None,
     health: Mapping[str, Sequence[Ref]],
     saes: Mapping[str, Sequence[Ref]],
+    grades: Mapping[str, Ref],
     failures: Sequence[Failure],
     shortfalls: Sequence[str] = (),
 ) -> State[Outcome]:
@@ -52,6 +53,7 @@ def conclude(
             model_comparison=model_comparison,
             health=health,
             saes=saes,
+            grades=grades,
             failures=tuple(failures),
             config=config,
             label=key,

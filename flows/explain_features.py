@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.states import State
 
-from flows import lanes
+from flows import explaining, lanes
 from flows.ending import Outcome, conclude
 from flows.runner import main, runner
 from saeinterp.config import ExplainFeaturesConfig
@@ -18,19 +18,27 @@ SIDE = "subject"
 @flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
 def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) -> State[Outcome]:
     """Explain latents with one explainer and score it against the empty and permuted controls."""
-    subject, corpus = lanes.prepare(config.subject, config.corpus, side=SIDE)
-    pipeline = lanes.Pipeline(config.corpus, config.capture, config.training, config.launch, config.health)
-    lane = lanes.train_and_grade(config.subject, subject, corpus, pipeline, side=SIDE)
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    pipeline = lanes.Pipeline.of(config)
+    lane = lanes.train(
+        config.subject,
+        subject,
+        texts.corpus,
+        pipeline,
+        corpus_config=config.corpus,
+        trainings={"": config.training},
+        side=SIDE,
+    )
+    measuring = lanes.measure(lane, texts, pipeline, absorption=True)
 
-    examples = lanes.freeze_examples(lane, corpus, config.capture, config.examples)
-    explanations = lanes.explain(lane, examples, config.explainer)
-    floor = lanes.controls(explanations, ("empty", "permuted"), config.comparison)
-    scores = lanes.score(explanations, examples, config.scorer, title=config.explainer.title)
-    floor_scores = {name: lanes.score(items, examples, config.scorer, title=name) for name, items in floor.items()}
+    examples = explaining.freeze_examples(lane, texts.corpus, config.capture, config.examples)
+    explanations = explaining.explain(lane, examples, config.explainer)
+    floor = explaining.controls(explanations, ("empty", "permuted"), config.comparison)
+    scores = explaining.score(explanations, examples, config.scorer, title=config.explainer.title)
+    floor_scores = {name: explaining.score(items, examples, config.scorer, title=name) for name, items in floor.items()}
 
-    saes, failures = settle("training", SIDE, lane.saes)
-    health, more = settle("health", SIDE, lane.health)
-    failures += more
+    measured = lanes.collect(measuring)
+    failures = measured.failures
     for stage, items in {"examples": examples, "explaining": explanations}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
@@ -38,8 +46,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     for name, items in {"explainer": scores, **floor_scores}.items():
         settled[name], more = settle(f"scoring ({name})", SIDE, items)
         failures += more
-        short += lanes.shortfalls(settled[name], title=name)
-    layers = [h for h in saes if all(h in done for done in settled.values())]
+        short += explaining.shortfalls(settled[name], title=name)
+    layers = [h for h in config.capture.hookpoints if all(h in done for done in settled.values())]
     comparison = None
     if layers:
         # The explainer is paired with no explanation at all: its score means nothing below that.
@@ -57,8 +65,9 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
         key="explain-features",
         config=config,
         explainer_comparison=comparison,
-        health={SIDE: tuple(health.values())},
-        saes={SIDE: tuple(saes.values())},
+        health={SIDE: measured.health},
+        saes={SIDE: measured.saes},
+        grades=lanes.grade({SIDE: measured}, config.grading),
         failures=failures,
         shortfalls=short,
     )

@@ -1,57 +1,147 @@
-"""The parts that flows share: train and grade the layers of one subject; explain and score its latents."""
+"""The parts that flows share: train the SAEs of one subject, measure them on every text, grade them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from saeinterp.artifacts import Artifact, Ref, read_json
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref
 from saeinterp.config import (
+    AbsorptionConfig,
     CaptureConfig,
-    ComparisonConfig,
+    CompareModelsConfig,
     CorpusConfig,
-    ExamplesConfig,
-    ExplainerConfig,
+    GradingConfig,
     HealthConfig,
     LaunchConfig,
-    ScorerConfig,
     SubjectConfig,
     TrainingConfig,
+    TrainSaesConfig,
 )
-from saeinterp.subject import streams
-from tasks import steps
-from tasks.step import Pending, finished
+from saeinterp.report import Failure
+from saeinterp.subject import prepare_subject_recipe, same_tokenizer, streams
+from tasks import measuring, steps
+from tasks.step import Pending, finished, settle
 
 
 class Pipeline(NamedTuple):
-    """How every side of a flow is trained and graded."""
+    """How every side of a flow is trained and measured."""
 
-    corpus: CorpusConfig
     capture: CaptureConfig
-    training: TrainingConfig
     launch: LaunchConfig
     health: HealthConfig
+    absorption: AbsorptionConfig
+    grading: GradingConfig
+
+    @classmethod
+    def of(cls, config: TrainSaesConfig | CompareModelsConfig) -> Pipeline:
+        """From a flow's configuration."""
+        return cls(config.capture, config.launch, config.health, config.absorption, config.grading)
+
+
+class Member(NamedTuple):
+    """One SAE of a side; prints as its layer and what tells it from the layer's others."""
+
+    hookpoint: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.hookpoint} ({self.variant})" if self.variant else self.hookpoint
+
+
+class Texts(NamedTuple):
+    """What one tokenizer makes of the texts: the corpus, and every evaluated text by its name, the corpus first."""
+
+    corpus: Ref
+    evaluated: Mapping[str, Ref]
 
 
 class Lane(NamedTuple):
-    """One subject on its way: a pending SAE and a pending health grade per hookpoint."""
+    """One subject on its way: what it was captured on, and a pending SAE per layer and variant."""
 
     side: str
     config: SubjectConfig
     subject: Ref
-    saes: dict[str, Pending]
-    health: dict[str, Pending]
+    activations: Ref
+    saes: dict[Member, Pending]
+    recipes: dict[Member, Recipe]
+
+    @property
+    def layers(self) -> dict[str, Pending]:
+        """The SAEs by hookpoint, where there is one each."""
+        return {member.hookpoint: sae for member, sae in self.saes.items()}
 
 
-def prepare(config: SubjectConfig, corpus: CorpusConfig, *, side: str) -> tuple[Ref, Ref]:
-    """The subject and its tokenised corpus; nothing can go on without them."""
+class Measuring(NamedTuple):
+    """The pending measurements of a lane."""
+
+    lane: Lane
+    health: dict[str, dict[Member, Pending]]
+    """By text."""
+    probes: dict[str, Pending]
+    """First-letter probes by hookpoint."""
+    absorption: dict[Member, Pending]
+
+
+class Measured(NamedTuple):
+    """What a lane came to."""
+
+    saes: tuple[Ref, ...]
+    health: tuple[Ref, ...]
+    """Layer by layer, each on every text."""
+    absorption: tuple[Ref, ...]
+    failures: list[Failure]
+
+
+def prepare(config: SubjectConfig, corpus: CorpusConfig, health: HealthConfig, *, side: str) -> tuple[Ref, Texts]:
+    """The subject and its tokenised texts; nothing can go on without them."""
     subject = finished(steps.prepare_model.submit(config=config, label=side))
-    return subject, finished(steps.prepare_corpus.submit(subject=subject, config=corpus, label=side))
+    return subject, texts(subject, corpus, health, side=side)
 
 
-def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: Pipeline, *, side: str) -> Lane:
-    """One pass over the text, then one SAE and one health grade per hookpoint."""
-    streamed = streams(subject, corpus, pipeline.capture, subject_config=config, corpus_config=pipeline.corpus)
+def texts(subject: Ref, corpus: CorpusConfig, health: HealthConfig, *, side: str) -> Texts:
+    """The corpus and the health datasets, tokenised for a subject."""
+    pending = {health.name: steps.prepare_corpus.submit(subject=subject, config=corpus, label=side)}
+    for dataset in health.datasets:
+        pending[dataset.name] = steps.prepare_corpus.submit(
+            subject=subject, config=dataset.corpus(corpus), label=f"{dataset.name}, {side}"
+        )
+    evaluated = {name: finished(item) for name, item in pending.items()}
+    return Texts(evaluated[health.name], evaluated)
+
+
+def read_alike(a: Ref, b: Ref, configs: tuple[SubjectConfig, SubjectConfig]) -> bool:
+    """Whether two subjects have one tokenizer; while planning, only as far as that is known without preparing them."""
+    first, second = configs
+    if (first.model, first.revision) == (second.model, second.revision):
+        return True
+    there = [item for item in (made(a), made(b)) if item is not None]
+    if len(there) == 2:
+        return same_tokenizer(*there)
+    # The fingerprint of a control covers configuration and tokenizer, not the weights.
+    return len({prepare_subject_recipe(item.control()).config["fingerprint"] for item in configs}) == 1
+
+
+def made(ref: Ref) -> Artifact | None:
+    """The artifact behind a reference, if it is there (while planning it need not be)."""
+    if isinstance(ref, Recipe):
+        return ArtifactStore().find(ref, verify=False)
+    assert isinstance(ref, Artifact)
+    return ref
+
+
+def train(
+    config: SubjectConfig,
+    subject: Ref,
+    corpus: Ref,
+    pipeline: Pipeline,
+    *,
+    corpus_config: CorpusConfig,
+    trainings: Mapping[str, TrainingConfig],
+    side: str,
+) -> Lane:
+    """One pass over the text, then one SAE per hookpoint and training (`variant` to configuration)."""
+    streamed = streams(subject, corpus, pipeline.capture, subject_config=config, corpus_config=corpus_config)
     cache = finished(
         steps.capture_activations.submit(
             subject=subject,
@@ -68,114 +158,131 @@ def train_and_grade(config: SubjectConfig, subject: Ref, corpus: Ref, pipeline: 
         "capture": pipeline.capture if streamed else None,
         "device": config.placement,
     }
-    saes = _train(cache, text, pipeline, side=side)
-    health = {
-        hookpoint: steps.grade_layer_health.submit(
-            subject=subject,
-            corpus=corpus,
-            activations=cache,
-            sae=sae,
-            hookpoint=hookpoint,
-            config=pipeline.health,
-            device=config.placement,
-            label=f"{hookpoint} {side}",
-        )
-        for hookpoint, sae in saes.items()
-    }
-    return Lane(side=side, config=config, subject=subject, saes=saes, health=health)
+    saes: dict[Member, Pending] = {}
+    recipes: dict[Member, Recipe] = {}
+    for variant, training in trainings.items():
+        settings = {"activations": cache, "config": training, "launch": pipeline.launch, **text}
+        saes |= _train(pipeline, settings, variant=variant, side=side)
+        for hookpoint in pipeline.capture.hookpoints:
+            recipes[Member(hookpoint, variant)] = steps.train_layer.planned(hookpoint=hookpoint, **settings)
+    return Lane(side=side, config=config, subject=subject, activations=cache, saes=saes, recipes=recipes)
 
 
-def _train(cache: Ref, text: Mapping[str, Any], pipeline: Pipeline, *, side: str) -> dict[str, Pending]:
+def _train(pipeline: Pipeline, settings: Mapping[str, Any], *, variant: str, side: str) -> dict[Member, Pending]:
     """One SAE per hookpoint; those that share a process are trained ahead of their own tasks, which then find them."""
     hookpoints = pipeline.capture.hookpoints
-    together = pipeline.launch.together or (len(hookpoints) if text["subject"] is not None else 1)
-    saes: dict[str, Pending] = {}
-    settings = {"activations": cache, "config": pipeline.training, "launch": pipeline.launch, **text}
+    together = pipeline.launch.together or (len(hookpoints) if settings["subject"] is not None else 1)
+    saes: dict[Member, Pending] = {}
     for start in range(0, len(hookpoints), together):
-        some = hookpoints[start : start + together]
-        missing = [name for name in some if not steps.train_layer.built(hookpoint=name, **settings)]
+        some = [Member(name, variant) for name in hookpoints[start : start + together]]
+        missing = [item for item in some if not steps.train_layer.built(hookpoint=item.hookpoint, **settings)]
         after = []
         if len(missing) > 1:
-            label = f"{', '.join(missing)} {side}"
-            after = steps.train_together.submit(hookpoints=missing, label=label, **settings)
-        for hookpoint in some:
-            saes[hookpoint] = steps.train_layer.submit(
-                hookpoint=hookpoint, label=f"{hookpoint} {side}", after=after, **settings
+            after = steps.train_together.submit(
+                hookpoints=[item.hookpoint for item in missing],
+                label=f"{', '.join(map(str, missing))} {side}",
+                **settings,
+            )
+        for item in some:
+            saes[item] = steps.train_layer.submit(
+                hookpoint=item.hookpoint, label=f"{item} {side}", after=after, **settings
             )
     return saes
 
 
-def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> dict[str, Pending]:
-    """Per hookpoint: the latents of unseen text, and the examples every explainer and scorer shares."""
-    cache = finished(
-        steps.capture_activations.submit(
-            subject=lane.subject,
-            corpus=corpus,
-            config=capture,
-            splits=("explain", "score"),
+def measure(lane: Lane, texts: Texts, pipeline: Pipeline, *, absorption: bool) -> Measuring:
+    """Health of every SAE on every text, one pass per text; and absorption, if asked for here and in `pipeline`."""
+    health = {name: _measure(lane, corpus, pipeline.health, dataset=name) for name, corpus in texts.evaluated.items()}
+    if not (absorption and pipeline.absorption.enabled):
+        return Measuring(lane, health, {}, {})
+    probes = _probe_letters(lane, pipeline)
+    absorbed = {
+        member: measuring.measure_layer_absorption.submit(
+            probes=probes[member.hookpoint],
+            sae=sae,
+            hookpoint=member.hookpoint,
+            config=pipeline.absorption,
             device=lane.config.placement,
-            label=f"{lane.side} examples",
+            label=f"{member} {lane.side}",
         )
-    )
-    examples = {}
-    for hookpoint, sae in lane.saes.items():
-        latents = steps.cache_layer_latents.submit(activations=cache, sae=sae, hookpoint=hookpoint, label=hookpoint)
-        examples[hookpoint] = steps.freeze_examples.submit(
-            latents=latents, corpus=corpus, sae=sae, hookpoint=hookpoint, config=config, label=hookpoint
-        )
-    return examples
+        for member, sae in lane.saes.items()
+    }
+    return Measuring(lane, health, probes, absorbed)
 
 
-def explain(lane: Lane, examples: dict[str, Pending], config: ExplainerConfig) -> dict[str, Pending]:
-    """One set of explanations per hookpoint."""
+def _measure(lane: Lane, corpus: Ref, config: HealthConfig, *, dataset: str) -> dict[Member, Pending]:
+    """Health on one text: measured for all SAEs together ahead of their own tasks, which then find theirs."""
+    settings = {
+        "subject": lane.subject,
+        "corpus": corpus,
+        "activations": lane.activations,
+        "config": config,
+        "dataset": dataset,
+        "device": lane.config.placement,
+    }
+    # Named only where there are several, as there is nothing to tell apart otherwise.
+    where = f"{lane.side}, {dataset}" if config.datasets else lane.side
+    missing = [
+        member
+        for member, sae in lane.recipes.items()
+        if not measuring.measure_health.built(sae=sae, hookpoint=member.hookpoint, **settings)
+    ]
+    after = []
+    if len(missing) > 1:
+        after = measuring.measure_together.submit(
+            saes=[lane.saes[member] for member in missing],
+            hookpoints=[member.hookpoint for member in missing],
+            label=where,
+            **settings,
+        )
     return {
-        hookpoint: steps.explain_latents.submit(
-            examples=example_set,
-            subject=lane.subject,
-            sae=lane.saes[hookpoint],
-            hookpoint=hookpoint,
-            config=config,
-            label=f"{hookpoint} {config.title}",
+        member: measuring.measure_health.submit(
+            sae=sae, hookpoint=member.hookpoint, label=f"{member} {where}", after=after, **settings
         )
-        for hookpoint, example_set in examples.items()
+        for member, sae in lane.saes.items()
     }
 
 
-def controls(
-    explanations: dict[str, Pending], names: tuple[str, ...], config: ComparisonConfig
-) -> dict[str, dict[str, Pending]]:
-    """Per control, one set of control explanations per hookpoint."""
+def _probe_letters(lane: Lane, pipeline: Pipeline) -> dict[str, Pending]:
+    """First-letter probes per hookpoint, from one pass over the prompts for all."""
+    settings = {"subject": lane.subject, "config": pipeline.absorption, "device": lane.config.placement}
+    hookpoints = list(lane.layers)
+    missing = [name for name in hookpoints if not measuring.probe_letters.built(hookpoint=name, **settings)]
+    after = []
+    if len(missing) > 1:
+        after = measuring.probe_letters_together.submit(hookpoints=missing, label=lane.side, **settings)
     return {
-        name: {
-            hookpoint: steps.make_control.submit(
-                explanations=item, control=name, seed=config.seed, label=f"{hookpoint} {name}"
-            )
-            for hookpoint, item in explanations.items()
-        }
-        for name in names
+        name: measuring.probe_letters.submit(hookpoint=name, label=f"{name} {lane.side}", after=after, **settings)
+        for name in hookpoints
     }
 
 
-def score(
-    explanations: dict[str, Pending], examples: dict[str, Pending], config: ScorerConfig, *, title: str
-) -> dict[str, Pending]:
-    """One set of scores per hookpoint."""
-    return {
-        hookpoint: steps.score_explanations.submit(
-            explanations=item, examples=examples[hookpoint], config=config, label=f"{hookpoint} {title}"
+def collect(work: Measuring) -> Measured:
+    """Wait for a lane and part what finished from what failed."""
+    side = work.lane.side
+    saes, failures = settle("training", side, work.lane.saes)
+    health: dict[Member, list[Ref]] = {}
+    several = len(work.health) > 1
+    for name, pending in work.health.items():
+        done, more = settle(f"health on {name}" if several else "health", side, pending)
+        failures += more
+        for member, artifact in done.items():
+            health.setdefault(member, []).append(artifact)
+    _, more = settle("letter probes", side, work.probes)
+    failures += more
+    absorption, more = settle("absorption", side, work.absorption)
+    failures += more
+    ordered = [artifact for member in work.lane.saes for artifact in health.get(member, ())]
+    return Measured(tuple(saes.values()), tuple(ordered), tuple(absorption.values()), failures)
+
+
+def grade(sides: Mapping[str, Measured], config: GradingConfig) -> dict[str, Ref]:
+    """Grades of every side that has health."""
+    pending = {
+        side: measuring.grade_side.submit(
+            health=measured.health, absorption=measured.absorption, config=config, label=side
         )
-        for hookpoint, item in explanations.items()
+        for side, measured in sides.items()
+        if measured.health
     }
-
-
-def shortfalls(scores: Mapping[str, Ref], *, title: str) -> list[str]:
-    """One line per layer whose usable verdicts fall short of `scorer.min_coverage`."""
-    lines = []
-    for hookpoint, item in scores.items():
-        if not isinstance(item, Artifact):
-            continue
-        summary = read_json(item.file("summary.json"))
-        if summary["coverage"] is not None and not summary["coverage_ok"]:
-            coverage, wanted = summary["coverage"], summary["min_coverage"]
-            lines.append(f"{hookpoint}: coverage of {title} is {coverage:.3f}, below scorer.min_coverage {wanted:g}")
-    return lines
+    return {side: finished(item) for side, item in pending.items()}

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.console import Console
 
 from saeinterp.artifacts import ArtifactStore, Recipe
-from saeinterp.config import CaptureConfig, ExamplesConfig, LLMConfig
+from saeinterp.config import CaptureConfig, CorpusConfig, CorpusSource, ExamplesConfig, LLMConfig, SubjectConfig
 from saeinterp.errors import DamagedArtifactError, SaeinterpError
-from saeinterp.subject import activation_bytes, estimate_tokens, subject_width
-from tasks.step import planning
+from saeinterp.subject import activation_bytes, estimate_tokens, prepare_subject_recipe, subject_width
+from tasks.step import Plan, planning
+
+
+class Cost(NamedTuple):
+    """Estimates of what a step takes, None where not applicable or not known."""
+
+    size: int | None = None
+    """Bytes to write."""
+    requests: int | None = None
+    """LLM requests."""
+    tokens: int | None = None
+    """Tokens through the model; SAEs that are measured together share its clean pass."""
+    prompts: int | None = None
+    """Prompts through the model, shared by the layers that are probed together."""
 
 
 class PlannedStep(NamedTuple):
-    """One step of a plan; `size` in bytes and `requests` are estimates, None where not applicable."""
+    """One step of a plan."""
 
     recipe: Recipe
     state: str
-    size: int | None
-    requests: int | None
+    cost: Cost
 
 
 class FlowPlan(NamedTuple):
@@ -30,37 +44,41 @@ class FlowPlan(NamedTuple):
     Attributes:
         steps: In order of execution.
         missing: What would stop the run, one line each.
+        whole: All steps are known; those that follow from what is missing are not.
     """
 
     steps: list[PlannedStep]
     missing: list[str]
+    whole: bool
 
 
 def make_plan(flow: Any, config: BaseModel, *, store: ArtifactStore) -> FlowPlan:
     """Walk `flow` with `config`; nothing runs and nothing is written."""
-    missing: list[str] = []
+    missing = list(dict.fromkeys([*_absent_models(config), *_absent_texts(config)]))
+    whole = True
     with planning() as recorded:
         try:
             flow.fn(config)
         except SaeinterpError as error:
-            missing.append(str(error))
+            whole = False
+            # A model that is missing was named above, and what follows from it cannot be planned.
+            missing += [] if str(error) in missing else [str(error)]
     steps = []
     for recipe, inputs in recorded.steps:
         try:
             state = "there" if store.find(recipe, verify=False) else "to do"
         except DamagedArtifactError:
             state = "damaged, to do again"
-        size, requests = _cost(recipe, inputs, config)
-        steps.append(PlannedStep(recipe, state, size, requests))
+        steps.append(PlannedStep(recipe, state, _cost(recipe, inputs, config, recorded)))
     missing += _unreachable(config)
-    needed = sum(step.size or 0 for step in steps if step.state != "there")
+    needed = sum(step.cost.size or 0 for step in steps if step.state != "there")
     folder = store.root
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         missing.append(f"disk: about {_bytes(needed)} to write, {_bytes(free)} free at {folder}")
-    return FlowPlan(steps, missing)
+    return FlowPlan(steps, missing, whole)
 
 
 def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: Console) -> None:
@@ -69,44 +87,98 @@ def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: C
     width = max((len(step.recipe.folder) for step in plan.steps), default=0)
     for step in plan.steps:
         notes = []
-        if step.size:
-            notes.append(f"about {_bytes(step.size)}")
-        if step.requests:
-            notes.append(f"about {step.requests:,} LLM requests")
+        if step.cost.size:
+            notes.append(f"about {_bytes(step.cost.size)}")
+        for count, unit in (
+            (step.cost.tokens, "tokens"),
+            (step.cost.prompts, "prompts"),
+            (step.cost.requests, "LLM requests"),
+        ):
+            if count:
+                notes.append(f"about {count:,} {unit}")
         console.print(f"{step.state:<8} {step.recipe.folder:<{width}}  {', '.join(notes)}".rstrip(), markup=False)
     todo = [step for step in plan.steps if step.state != "there"]
-    size = sum(step.size or 0 for step in todo)
-    requests = sum(step.requests or 0 for step in todo)
+    size = sum(step.cost.size or 0 for step in todo)
+    requests = sum(step.cost.requests or 0 for step in todo)
+    kinds = Counter(step.recipe.kind for step in todo)
+    if kinds:
+        console.print(f"to make: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}", markup=False)
     console.print(
         f"{len(todo)} of {len(plan.steps)} steps to do, about {_bytes(size)} of activations to write and "
         f"{requests:,} LLM requests, below {store.root}",
         markup=False,
     )
+    if not plan.whole:
+        console.print("the further steps are known once nothing is missing", markup=False)
     for line in plan.missing:
         console.print(f"missing  {line}", style="red", markup=False)
 
 
-def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel) -> tuple[int | None, int | None]:
-    if recipe.kind == "activations":
+def _absent_models(config: BaseModel) -> Iterator[str]:
+    """What stands in the way of each model of the configuration."""
+    for _, value in config:
+        if isinstance(value, SubjectConfig):
+            try:
+                prepare_subject_recipe(value)
+            except SaeinterpError as error:
+                yield str(error)
+
+
+def _absent_texts(config: BaseModel) -> Iterator[str]:
+    """What stands in the way of each source of text: a file that is missing, a hub that does not answer."""
+    from saeinterp.subject.sources import source_recipe
+
+    sources: list[CorpusSource] = list(getattr(getattr(config, "corpus", None), "sources", ()))
+    sources += [dataset.source for dataset in getattr(getattr(config, "health", None), "datasets", ())]
+    for source in sources:
+        try:
+            recipe = source_recipe(source, seed=0)
+        except SaeinterpError as error:
+            yield str(error)
+            continue
+        if "content" not in recipe and (problem := _hub_problem(source)):
+            yield f"dataset {source.name}: {problem}; it is read from the hub, or from the local cache of `datasets`"
+
+
+def _hub_problem(source: CorpusSource) -> str | None:
+    from huggingface_hub import HfApi
+
+    from saeinterp.subject.origins import first_line, network_errors
+
+    try:
+        HfApi().dataset_info(source.name, revision=source.revision, timeout=10)
+    except network_errors() as error:
+        return first_line(error)
+    return None
+
+
+def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan) -> Cost:
+    made = {step.folder: given.get("config") for step, given in plan.steps}
+    corpus = made.get(getattr(inputs.get("corpus"), "folder", ""))
+    if recipe.kind == "activations" and isinstance(corpus, CorpusConfig):
         capture: CaptureConfig = inputs["config"]
-        tokens = estimate_tokens(config.corpus, splits=inputs["splits"])  # type: ignore[attr-defined]
-        subject = getattr(config, "subject", None) or config.subject_a  # type: ignore[attr-defined]
-        width = subject_width(subject)
-        if tokens is None or width is None:
-            return None, None
-        return activation_bytes(tokens, width, capture.hookpoints), None
+        tokens = estimate_tokens(corpus, splits=inputs["splits"])
+        subject = made.get(inputs["subject"].folder)
+        width = subject_width(subject) if isinstance(subject, SubjectConfig) else None
+        size = None if tokens is None or width is None else activation_bytes(tokens, width, capture.hookpoints)
+        return Cost(size=size, tokens=tokens)
+    if recipe.kind == "health" and isinstance(corpus, CorpusConfig):
+        return Cost(tokens=estimate_tokens(corpus, splits=("health",)))
+    if recipe.kind == "letter-probes":
+        settings = inputs["config"]
+        return Cost(prompts=int(settings.words * (1 + settings.test_fraction)))
     examples: ExamplesConfig | None = getattr(config, "examples", None)
     count = _latents(examples) if examples else None
     if examples is None or count is None:
-        return None, None
+        return Cost()
     if recipe.kind == "explanations" and "config" in inputs and inputs["config"].kind == "llm":
-        return None, count
+        return Cost(requests=count)
     if recipe.kind == "scores":
         per_latent = (
             examples.score_activating + examples.score_random + examples.score_similar + examples.score_near_miss
         )
-        return None, count * per_latent
-    return None, None
+        return Cost(requests=count * per_latent)
+    return Cost()
 
 
 def _latents(examples: ExamplesConfig) -> int | None:

@@ -10,19 +10,20 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect import task
+from prefect import allow_failure, task
 from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 
-from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe
 from saeinterp.errors import DamagedArtifactError
 from saeinterp.report import Failure
 from tasks.caching import ByRecipe, recipe_for
 
 Pending = PrefectFuture[Artifact] | Recipe
 """What `Step.submit` returns: a future, or a recipe while planning."""
+K = TypeVar("K")
 
 
 @dataclass
@@ -54,19 +55,26 @@ class Step:
     task: Task[..., Artifact]
 
     def submit(self, *, after: Sequence[PrefectFuture[Any]] = (), **inputs: Any) -> Pending:
-        """Submit to the flow's task runner (or record, while planning); inputs may be futures, `after` is awaited."""
+        """Submit to the flow's task runner (or record, while planning); inputs may be futures.
+
+        `after` is awaited, however it ends.
+        """
         plan = _PLAN.get()
         if plan is None:
-            return self.task.submit(**inputs, wait_for=after)
+            return self.task.submit(**inputs, wait_for=_tolerated(after))
         recipe = recipe_for(self.recipe, inputs)
         if all(recipe.folder != known.folder for known, _ in plan.steps):
             plan.steps.append((recipe, inputs))
         return recipe
 
+    def planned(self, **inputs: Any) -> Recipe:
+        """The recipe of what the step would make; inputs may be recipes."""
+        return recipe_for(self.recipe, inputs)
+
     def built(self, **inputs: Any) -> bool:
-        """Whether the artifact is there; inputs must be known, and damage shows when the step runs."""
+        """Whether the artifact is there; inputs may be recipes, and damage shows when the step runs."""
         try:
-            return ArtifactStore().find(recipe_for(self.recipe, inputs), verify=False) is not None
+            return ArtifactStore().find(self.planned(**inputs), verify=False) is not None
         except DamagedArtifactError:
             return False
 
@@ -95,8 +103,13 @@ class Ahead:
     task: Task[..., None]
 
     def submit(self, **inputs: Any) -> list[PrefectFuture[Any]]:
-        """Submit to the flow's task runner; nothing while planning."""
-        return [] if _PLAN.get() is not None else [self.task.submit(**inputs)]
+        """Submit to the flow's task runner; nothing while planning.
+
+        Inputs may be lists of futures: one that failed arrives as its error, since its own task reports it.
+        """
+        if _PLAN.get() is not None:
+            return []
+        return [self.task.submit(**{name: _tolerated(value) for name, value in inputs.items()})]
 
 
 def ahead(function: Callable[..., None]) -> Ahead:
@@ -105,29 +118,36 @@ def ahead(function: Callable[..., None]) -> Ahead:
     return Ahead(task(name=name, task_run_name=name + " {label}")(function))
 
 
-def finished(pending: Pending) -> Ref:
+def _tolerated(value: Any) -> Any:
+    """Futures in a list, marked so that their failure stops nothing."""
+    if not isinstance(value, list | tuple) or not any(isinstance(item, PrefectFuture) for item in value):
+        return value
+    return [allow_failure(item) if isinstance(item, PrefectFuture) else item for item in value]
+
+
+def finished(pending: Pending) -> Artifact | Recipe:
     """Wait for one step that the whole flow needs; its error ends the flow."""
     if isinstance(pending, Recipe):
         return pending
     return pending.result()
 
 
-def settle(stage: str, side: str, pending: Mapping[str, Pending]) -> tuple[dict[str, Any], list[Failure]]:
-    """Wait for one step per layer and part the finished from the failed.
+def settle(stage: str, side: str, pending: Mapping[K, Pending]) -> tuple[dict[K, Any], list[Failure]]:
+    """Wait for one step per layer (or SAE: keys print as such) and part the finished from the failed.
 
     A layer whose input failed is in neither: its failure is reported once, at the stage where it arose.
     """
-    done: dict[str, Any] = {}
+    done: dict[K, Any] = {}
     failures: list[Failure] = []
-    for hookpoint, item in pending.items():
+    for key, item in pending.items():
         if isinstance(item, Recipe):
-            done[hookpoint] = item
+            done[key] = item
             continue
         item.wait()
         if item.state.is_completed():
-            done[hookpoint] = item.result()
+            done[key] = item.result()
         elif not item.state.is_pending():
             error = item.result(raise_on_failure=False)
             text = str(error) or type(error).__name__
-            failures.append(Failure(stage=stage, hookpoint=hookpoint, side=side, error=text))
+            failures.append(Failure(stage=stage, hookpoint=str(key), side=side, error=text))
     return done, failures

@@ -24,7 +24,6 @@ from saeinterp.config import (
     CorpusConfig,
     ExamplesConfig,
     ExplainerConfig,
-    HealthConfig,
     LaunchConfig,
     Placement,
     ScorerConfig,
@@ -40,7 +39,6 @@ from saeinterp.explain import (
     score,
     score_recipe,
 )
-from saeinterp.health import evaluate_health, evaluate_health_recipe
 from saeinterp.latents import build_examples, build_examples_recipe, cache_latents, cache_latents_recipe
 from saeinterp.report import Failure, write_report, write_report_recipe
 from saeinterp.sae import train_sae, train_sae_recipe, train_saes
@@ -141,32 +139,6 @@ def train_layer(
     )
 
 
-@step(evaluate_health_recipe)
-def grade_layer_health(
-    subject: Artifact,
-    corpus: Artifact,
-    activations: Artifact,
-    sae: Artifact,
-    hookpoint: str,
-    config: HealthConfig,
-    device: Placement,
-    label: str,
-) -> Artifact:
-    """Measure one layer's health on held-out text."""
-    with TURN:
-        return evaluate_health(
-            subject,
-            corpus,
-            activations,
-            sae,
-            hookpoint=hookpoint,
-            config=config,
-            device=device,
-            store=ArtifactStore(),
-            progress=listener(f"health {label}"),
-        )
-
-
 @step(cache_latents_recipe)
 def cache_layer_latents(activations: Artifact, sae: Artifact, hookpoint: str, label: str) -> Artifact:
     """Encode the explain and score text with one SAE."""
@@ -237,10 +209,16 @@ def compare_scores(
 
 @step(compare_models_recipe)
 def compare_health(
-    a: Sequence[Artifact], b: Sequence[Artifact], config: ComparisonConfig, names: tuple[str, str], label: str
+    a: Sequence[Artifact],
+    b: Sequence[Artifact],
+    controls: Mapping[Literal["a", "b"], Sequence[Artifact]],
+    grades: Mapping[Literal["a", "b"], Artifact],
+    config: ComparisonConfig,
+    names: tuple[str, str],
+    label: str,
 ) -> Artifact:
     """Compare the layer health of two models."""
-    return compare_models(a, b, config=config, names=names, store=ArtifactStore())
+    return compare_models(a, b, controls=controls, grades=grades, config=config, names=names, store=ArtifactStore())
 
 
 @step(write_report_recipe)
@@ -250,6 +228,7 @@ def render_report(
     model_comparison: Artifact | None,
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
+    grades: Mapping[str, Artifact],
     failures: Sequence[Failure],
     config: BaseModel,
     label: str,
@@ -261,6 +240,7 @@ def render_report(
         model_comparison=model_comparison,
         health=health,
         saes=saes,
+        grades=grades,
         failures=failures,
         config=config,
         store=ArtifactStore(),

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, write_json
-from saeinterp.config import ComparisonConfig
+from saeinterp.config import ComparisonConfig, GradingConfig
+from saeinterp.health import grade_layers
 from saeinterp.health.documents import COLUMNS, DocumentSums
 from saeinterp.health.reconstruction import Reconstruction
 from saeinterp.health.summary import health_checks, health_values
@@ -54,8 +55,11 @@ class World:
     hostile_reply: str | None = None
     health: dict[str, list[Artifact]] = field(default_factory=dict)
     saes: dict[str, list[Artifact]] = field(default_factory=dict)
+    datasets: Sequence[str | None] = (None,)
+    seeds: Sequence[int] = (0,)
     explainers: Artifact | None = None
     models: Artifact | None = None
+    grades: dict[str, Artifact] = field(default_factory=dict)
 
     def arguments(self, **changes: Any) -> dict[str, Any]:
         """The arguments of `write_report`."""
@@ -67,6 +71,7 @@ class World:
             "saes": self.saes,
             "failures": (),
             "config": ComparisonConfig(),
+            "grades": self.grades,
             "store": self.store,
             **changes,
         }
@@ -79,7 +84,9 @@ def put(
     return store.build(Recipe(step, name, 1, config, inputs), write)
 
 
-def build_world(store: ArtifactStore, *, compare: bool = True, control: bool = True, **options: Any) -> World:
+def build_world(
+    store: ArtifactStore, *, compare: bool = True, control: bool = True, graded: bool = True, **options: Any
+) -> World:
     """Everything up to the comparisons."""
     world = World(store, **options)
     subject = _subject(store, "pretrained")
@@ -88,11 +95,16 @@ def build_world(store: ArtifactStore, *, compare: bool = True, control: bool = T
     caches = {}
     for side, model in sides.items():
         caches[side] = put(store, "activations", model.name, _json("cache.json", {"hookpoints": {}}), model, corpus)
-        world.saes[side] = [_sae(store, caches[side], name, side) for name in world.hookpoints]
+        points = [(name, seed) for name in world.hookpoints for seed in world.seeds]
+        world.saes[side] = [_sae(store, caches[side], name, side, seed) for name, seed in points]
         world.health[side] = [
-            _health(store, (model, corpus, caches[side], sae), name, side)
-            for name, sae in zip(world.hookpoints, world.saes[side])
+            _health(store, (model, corpus, caches[side], sae), name, side, dataset, seed)
+            for dataset in world.datasets
+            for (name, seed), sae in zip(points, world.saes[side])
         ]
+        absorption = [_absorption(store, sae, name, side) for (name, _), sae in zip(points, world.saes[side])]
+        if graded:
+            world.grades[side] = grade_layers(world.health[side], absorption, config=GradingConfig(), store=store)
     if compare:
         world.explainers = _explainers(world, subject, corpus, caches[SUBJECT])
     if control:
@@ -101,6 +113,7 @@ def build_world(store: ArtifactStore, *, compare: bool = True, control: bool = T
         world.models = compare_models(
             world.health[SUBJECT],
             world.health[CONTROL],
+            grades={"a": world.grades[SUBJECT], "b": world.grades[CONTROL]} if graded else {},
             config=ComparisonConfig(),
             names=(SUBJECT, CONTROL),
             store=store,
@@ -147,7 +160,7 @@ def _corpus(store: ArtifactStore, subject: Artifact) -> Artifact:
     return put(store, "corpus", "python-reference", write, subject, context_length=128)
 
 
-def _sae(store: ArtifactStore, cache: Artifact, hookpoint: str, side: str) -> Artifact:
+def _sae(store: ArtifactStore, cache: Artifact, hookpoint: str, side: str, seed: int = 0) -> Artifact:
     depth = HOOKPOINTS.index(hookpoint) if hookpoint in HOOKPOINTS else 0
     floor = (0.16, 0.22, 0.27)[depth] if side == SUBJECT else 0.71
     steps = list(range(10, 331, 10))
@@ -184,13 +197,48 @@ def _sae(store: ArtifactStore, cache: Artifact, hookpoint: str, side: str) -> Ar
         space.counts = {name: summary[name] for name in ("rows", "rows_seen", "steps", "num_latents", "dead")}
 
     return put(
-        store, "sae", hookpoint, write, cache, hookpoint=hookpoint, training={"num_latents": NUM_LATENTS, "k": K}
+        store,
+        "sae",
+        hookpoint,
+        write,
+        cache,
+        hookpoint=hookpoint,
+        training={"num_latents": NUM_LATENTS, "k": K, "seed": seed},
     )
 
 
-def _health(store: ArtifactStore, inputs: tuple[Artifact, ...], hookpoint: str, side: str) -> Artifact:
+def _absorption(store: ArtifactStore, sae: Artifact, hookpoint: str, side: str) -> Artifact:
+    """As the absorption step leaves it: measured on the subject, not applicable to its control."""
     depth = HOOKPOINTS.index(hookpoint) if hookpoint in HOOKPOINTS else 0
-    rng = np.random.default_rng([depth, side == SUBJECT])
+    value = {"value": 0.11 + 0.13 * depth, "low": 0.08 + 0.13 * depth, "high": 0.14 + 0.13 * depth, "reason": None}
+    missing = {"value": None, "low": None, "high": None, "reason": "only 3 letters have a probe with F1 above 0.6"}
+    data = {
+        **(value if side == SUBJECT else missing),
+        "hookpoint": hookpoint,
+        "random_control": {"value": 0.07, "reason": None} if side == SUBJECT else missing,
+        "decoder_top_cosine": {
+            "value": 0.31,
+            "null_value": 0.146,
+            "null_low": 0.144,
+            "null_high": 0.149,
+            "pairs": 50,
+        },
+    }
+    return put(store, "absorption", hookpoint, _json("absorption.json", data), sae, hookpoint=hookpoint)
+
+
+def _health(
+    store: ArtifactStore,
+    inputs: tuple[Artifact, ...],
+    hookpoint: str,
+    side: str,
+    dataset: str | None = None,
+    seed: int = 0,
+) -> Artifact:
+    depth = HOOKPOINTS.index(hookpoint) if hookpoint in HOOKPOINTS else 0
+    rng = np.random.default_rng(
+        [depth, side == SUBJECT, *([len(dataset)] if dataset else []), *([seed] if seed else [])]
+    )
     tokens = rng.integers(120, 300, 57).astype(float)
     clean, spliced, zero, mean = (
         (3.4, 3.52 + 0.12 * depth, 10.8, 9.1) if side == SUBJECT else (10.91, 10.93, 10.80, 10.88)
@@ -227,14 +275,16 @@ def _health(store: ArtifactStore, inputs: tuple[Artifact, ...], hookpoint: str, 
         values = health_values(result, draws=200, seed=0)
         # The drawn firings do not add up to tokens × L0, so that one rule is left to the real thing.
         checks = health_checks({key: value for key, value in values.items() if key != "firings"})
-        write_json(space.out / "health.json", {**values, "checks": [check._asdict() for check in checks]})
+        named = {"dataset": dataset} if dataset else {}
+        write_json(space.out / "health.json", {**values, **named, "checks": [check._asdict() for check in checks]})
         sums.write(space.out / "documents.parquet")
         pl.DataFrame({"latent": np.arange(NUM_LATENTS, dtype=np.int32), "firings": firings}).write_parquet(
             space.out / "density.parquet"
         )
         space.counts = {key: values[key] for key in ("tokens", "documents", "num_latents", "dead")}
 
-    return put(store, "health", f"{inputs[0].name}-{hookpoint}", write, *inputs, hookpoint=hookpoint, splice="all")
+    options = {"hookpoint": hookpoint, "splice": "all", **({"dataset": dataset} if dataset else {})}
+    return put(store, "health", f"{inputs[0].name}-{hookpoint}", write, *inputs, **options)
 
 
 def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifact) -> Artifact:

@@ -4,16 +4,20 @@ Unknown keys are errors that offer the nearest valid name. Values that only chan
 result is computed are declared with `place()`: `recipe_of` leaves them out of recipes.
 """
 
+from saeinterp.config.absorption import AbsorptionConfig
 from saeinterp.config.base import SPLITS, Config, Split, place, recipe_of
 from saeinterp.config.flows import CompareExplainersConfig, CompareModelsConfig, ExplainFeaturesConfig, TrainSaesConfig
+from saeinterp.config.grades import PROFILES, WORST_CASE, GradingConfig, Thresholds
 from saeinterp.config.grading import (
     ComparisonConfig,
     ExamplesConfig,
     ExplainerConfig,
     HealthConfig,
+    HealthDataset,
     LLMConfig,
     ScorerConfig,
 )
+from saeinterp.config.probing import ProbeLatentsConfig, SparseProbingConfig
 from saeinterp.config.reading import dump_config, load_config, parse_config
 from saeinterp.config.subject import (
     CaptureConfig,
@@ -29,7 +33,10 @@ from saeinterp.config.subject import (
 from saeinterp.config.training import LaunchConfig, TrainingConfig
 
 __all__ = [
+    "PROFILES",
     "SPLITS",
+    "WORST_CASE",
+    "AbsorptionConfig",
     "CaptureConfig",
     "CompareExplainersConfig",
     "CompareModelsConfig",
@@ -41,16 +48,21 @@ __all__ = [
     "ExamplesConfig",
     "ExplainFeaturesConfig",
     "ExplainerConfig",
+    "GradingConfig",
     "HealthConfig",
+    "HealthDataset",
     "LLMConfig",
     "LaunchConfig",
     "MaxMemory",
     "Placement",
+    "ProbeLatentsConfig",
     "ScorerConfig",
+    "SparseProbingConfig",
     "Split",
     "SplitFractions",
     "SplitTokens",
     "SubjectConfig",
+    "Thresholds",
     "TrainSaesConfig",
     "TrainingConfig",
     "dump_config",

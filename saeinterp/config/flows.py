@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from saeinterp.config.base import Config
+from saeinterp.config.absorption import AbsorptionConfig
+from saeinterp.config.base import Config, recipe_of
+from saeinterp.config.grades import WORST_CASE, GradingConfig
 from saeinterp.config.grading import ComparisonConfig, ExamplesConfig, ExplainerConfig, HealthConfig, ScorerConfig
 from saeinterp.config.subject import CaptureConfig, CorpusConfig, SubjectConfig
 from saeinterp.config.training import LaunchConfig, TrainingConfig
@@ -21,6 +24,24 @@ def _overrides_have_a_hookpoint(config: Any) -> Any:
     return config
 
 
+def _grades_have_a_dataset(config: Any) -> Any:
+    """Refuse grading by a dataset that is not evaluated."""
+    known = [WORST_CASE, config.health.name, *(dataset.name for dataset in config.health.datasets)]
+    if config.grading.dataset not in known:
+        raise ValueError(f"grading.dataset: {config.grading.dataset!r} is none of {', '.join(known)}")
+    return config
+
+
+def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with changes put in, sections field by field."""
+    nested = {
+        name: _merged(values[name], change)
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(name), dict)
+    }
+    return {**values, **changes, **nested}
+
+
 class TrainSaesConfig(Config):
     """Train one SAE per hookpoint and grade each layer's health."""
 
@@ -30,13 +51,18 @@ class TrainSaesConfig(Config):
     training: TrainingConfig = TrainingConfig()
     launch: LaunchConfig = LaunchConfig()
     health: HealthConfig = HealthConfig()
+    absorption: AbsorptionConfig = AbsorptionConfig()
+    grading: GradingConfig = GradingConfig()
 
     _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
+    _graded = model_validator(mode="after")(_grades_have_a_dataset)
 
 
 class ExplainFeaturesConfig(TrainSaesConfig):
     """Train, then explain and score latents of every layer with one explainer."""
 
+    absorption: AbsorptionConfig = AbsorptionConfig(enabled=False)
+    """First-letter absorption; off here, since it needs a pass over thousands of prompts."""
     examples: ExamplesConfig = ExamplesConfig()
     explainer: ExplainerConfig = ExplainerConfig()
     scorer: ScorerConfig = ScorerConfig()
@@ -46,6 +72,8 @@ class ExplainFeaturesConfig(TrainSaesConfig):
 class CompareExplainersConfig(TrainSaesConfig):
     """Two explainers on the same latents and examples, scored by one fixed scorer."""
 
+    absorption: AbsorptionConfig = AbsorptionConfig(enabled=False)
+    """First-letter absorption; off here, since it needs a pass over thousands of prompts."""
     examples: ExamplesConfig = ExamplesConfig()
     explainer_a: ExplainerConfig = ExplainerConfig()
     explainer_b: ExplainerConfig = ExplainerConfig(kind="top-tokens")
@@ -58,15 +86,121 @@ class CompareExplainersConfig(TrainSaesConfig):
 
 
 class CompareModelsConfig(Config):
-    """Layer health of two subjects, same corpus and same SAE recipe."""
+    """Two models, or two SAE recipes, by the health of their layers."""
 
     subject_a: SubjectConfig = SubjectConfig()
+    """A base model, a fine-tuned checkpoint, a model with an adapter, or one with random weights."""
     subject_b: SubjectConfig = SubjectConfig(weights="random")
+    """The other; the same model again where the SAEs are what differs (`training_b`, `corpus_b`)."""
+    names: tuple[str, str] | None = None
+    """Titles of the sides; empty takes the models'."""
     corpus: CorpusConfig = CorpusConfig()
+    corpus_b: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `corpus` in which side b's training text differs, as in `{max_tokens: {train: 20000}}`. Both sides are
+    evaluated on the held-out text of `corpus`."""
     capture: CaptureConfig = CaptureConfig()
     training: TrainingConfig = TrainingConfig()
+    training_b: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `training` in which side b's SAEs differ, as in `{num_latents: 4096}`."""
+    sweep: tuple[dict[str, Any], ...] = ()
+    """Fields of `training` per recipe, as in `[{k: 16}, {k: 32}, {k: 64}]`: each side has an SAE of each at every
+    layer, and the sides compare as FVU–L0 frontiers."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of SAE training, one SAE each; empty is `training.seed` alone. From three a side on, what is said holds of
+    models and not of single SAEs."""
     launch: LaunchConfig = LaunchConfig()
     health: HealthConfig = HealthConfig()
+    absorption: AbsorptionConfig = AbsorptionConfig()
+    grading: GradingConfig = GradingConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+    random_weights_control: bool = True
+    """Also train and evaluate SAEs on each side's architecture with random weights: the floor."""
 
     _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
+    _graded = model_validator(mode="after")(_grades_have_a_dataset)
+
+    @model_validator(mode="after")
+    def _sides_make_sense(self) -> CompareModelsConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names one twice; equal seeds give equal SAEs")
+        if any(seed < 0 for seed in self.seeds):
+            raise ValueError(f"seeds: {min(self.seeds)} is negative")
+        if self.names is not None and self.names[0] == self.names[1]:
+            raise ValueError(f"names: both sides are called {self.names[0]!r}")
+        varied: dict[str, str] = dict.fromkeys(self.training_b, "training_b")
+        for index, fields in enumerate(self.sweep):
+            if not fields:
+                raise ValueError(f"sweep.{index}: changes nothing; name at least one field of training")
+            if "seed" in fields:
+                raise ValueError(f"sweep.{index}: seeds of SAE training are listed under seeds")
+            if fields in self.sweep[:index]:
+                raise ValueError(f"sweep.{index}: {fields} comes twice")
+            varied |= dict.fromkeys(fields, f"sweep.{index}")
+        for hookpoint, fields in self.training.overrides.items():
+            for name in fields:
+                if name in varied or (name == "seed" and self.seeds):
+                    where = varied.get(name, "seeds")
+                    raise ValueError(f"training.overrides.{hookpoint} fixes {name}, which {where} changes: name one")
+        for side in ("a", "b"):
+            for training in self.trainings(side).values():
+                for hookpoint in self.capture.hookpoints:
+                    training.at(hookpoint)
+        self.training_corpus("b")
+        if self.same_sides:
+            raise ValueError(
+                "both sides are the same model with the same SAEs: nothing to compare; change subject_b, training_b or "
+                "corpus_b"
+            )
+        return self
+
+    def trainings(self, side: Literal["a", "b"]) -> dict[str, TrainingConfig]:
+        """The SAEs of one side per layer: what tells them apart (empty where there is one), and how they are trained.
+
+        Raises:
+            ValueError: A field of `training_b` or `sweep` does not exist, or has a value that is refused.
+        """
+        base = self.training if side == "a" else self.training.changed(self.training_b, where="training_b")
+        recipes = {"": base}
+        if self.sweep:
+            recipes = {
+                ", ".join(f"{name}={value}" for name, value in fields.items()): base.changed(
+                    fields, where=f"sweep.{index}"
+                )
+                for index, fields in enumerate(self.sweep)
+            }
+        if not self.seeds:
+            return recipes
+        found = {}
+        for title, recipe in recipes.items():
+            for seed in self.seeds:
+                parts = [title] if title else []
+                if len(self.seeds) > 1:
+                    parts.append(f"seed {seed}")
+                found[", ".join(parts)] = recipe.model_copy(update={"seed": seed})
+        return found
+
+    def training_corpus(self, side: Literal["a", "b"]) -> CorpusConfig:
+        """The corpus that one side's SAEs are trained on.
+
+        Raises:
+            ValueError: A field of `corpus_b` does not exist, or has a value that is refused.
+        """
+        if side == "a" or not self.corpus_b:
+            return self.corpus
+        try:
+            return CorpusConfig.model_validate(_merged(self.corpus.model_dump(), self.corpus_b))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in ("corpus_b", *first["loc"]))
+            raise ValueError(
+                f"{where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+            ) from error
+
+    @property
+    def same_sides(self) -> bool:
+        """Whether nothing tells the sides apart."""
+        return (
+            recipe_of(self.subject_a) == recipe_of(self.subject_b)
+            and self.trainings("a") == self.trainings("b")
+            and self.training_corpus("b") == self.corpus
+        )

@@ -77,6 +77,10 @@ class SubjectConfig(Config):
     """Hub id, local folder, local .gguf file, or `demo:smollm2-135m` (the packaged demo model)."""
     revision: str | None = None
     """Hub revision: commit, tag or branch."""
+    adapter: str | None = None
+    """A PEFT adapter (LoRA and the like) to merge into `model`: a local folder or a hub id (extra `adapters`)."""
+    adapter_revision: str | None = None
+    """Hub revision of the adapter."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` keeps architecture and tokenizer and draws fresh weights: the control."""
     weights_seed: int = Field(0, ge=0)
@@ -105,7 +109,19 @@ class SubjectConfig(Config):
                 f"quantization {self.quantization!r} with random weights: they are drawn in full, and there is no "
                 "checkpoint to quantise; set quantization: none"
             )
+        if self.weights == "random" and self.adapter is not None:
+            raise ValueError(
+                f"adapter {self.adapter!r} with random weights: it was trained for weights that are not there; leave "
+                "adapter out (the control of a fine-tuned model is that of its base)"
+            )
+        if self.adapter is None and self.adapter_revision is not None:
+            raise ValueError(f"adapter_revision {self.adapter_revision!r} without an adapter; name one or leave it out")
         return self
+
+    def control(self, *, seed: int = 0) -> SubjectConfig:
+        """The same architecture with random weights; an adapter and quantisation fall away, as they change none."""
+        dropped = {"adapter": None, "adapter_revision": None, "quantization": "none"}
+        return self.model_copy(update={"weights": "random", "weights_seed": seed, **dropped})
 
     @property
     def placement(self) -> Placement:

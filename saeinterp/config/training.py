@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -63,18 +64,25 @@ class TrainingConfig(Config):
             ValueError: An override names no field of this model, or has a value the field refuses.
         """
         changed = self.overrides.get(hookpoint, {})
-        unknown = [name for name in changed if name not in type(self).model_fields or name == "overrides"]
+        return self.model_copy(update={"overrides": {}}).changed(changed, where=f"overrides.{hookpoint}")
+
+    def changed(self, fields: Mapping[str, Any], *, where: str) -> TrainingConfig:
+        """This configuration with some fields replaced; `where` is the key that holds them, for errors.
+
+        Raises:
+            ValueError: One is no field of this model (`overrides` is none here), or has a value that is refused.
+        """
+        unknown = [name for name in fields if name not in type(self).model_fields or name == "overrides"]
         if unknown:
             known = sorted(set(type(self).model_fields) - {"overrides"})
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-            raise ValueError(f"overrides.{hookpoint}: no field {unknown[0]!r}{hint}")
-        values = {**self.model_dump(exclude={"overrides"}), **changed}
+            raise ValueError(f"{where}: no field {unknown[0]!r}{hint}")
         try:
-            return TrainingConfig.model_validate(values)
+            return TrainingConfig.model_validate({**self.model_dump(), **fields})
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in ("overrides", hookpoint, *first["loc"]))
+            place = ".".join(str(part) for part in (where, *first["loc"]))
             shown = f" (got {first['input']!r})" if first["loc"] else ""
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}{shown}") from error
 

@@ -1,13 +1,15 @@
 """Integrity checks: what must hold between the numbers of a health table, ours or an imported one.
 
 The surprising choice: a rule whose numbers are not there is left out, never reported as passed, so a table
-of four columns and our own full one go through the same function.
+of four columns and our own full one go through the same function. A rule that rounding has made unable to fail is
+left out too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 TOLERANCE = 1e-9
@@ -30,20 +32,25 @@ class _Rule(NamedTuple):
 
 
 _RULES = (
-    _Rule("L0 ≤ k", ("l0", "k"), lambda l0, k: l0 <= k + TOLERANCE, "largest L0 {l0:g}, k = {k:g}"),
+    _Rule(
+        "L0 ≤ k",
+        ("l0", "k", "l0_step"),
+        lambda l0, k, l0_step: l0 <= k + l0_step + TOLERANCE,
+        "largest L0 {l0:g}, k = {k:g}",
+    ),
     _Rule(
         "L0 ≤ alive latents",
-        ("l0", "alive"),
-        lambda l0, alive: l0 <= alive + TOLERANCE,
+        ("l0", "alive", "l0_step", "alive_step"),
+        lambda l0, alive, l0_step, alive_step: l0 <= alive + l0_step + alive_step + TOLERANCE,
         "largest L0 {l0:g}, {alive:g} alive",
     ),
     _Rule(
         "dead fraction × latents is an integer",
-        ("dead_fraction", "num_latents"),
-        lambda dead_fraction, num_latents: (
-            abs(dead_fraction * num_latents - round(dead_fraction * num_latents)) < TOLERANCE * num_latents
+        ("dead_fraction", "num_latents", "whole_step"),
+        lambda dead_fraction, num_latents, whole_step: (
+            abs(dead_fraction * num_latents - round(dead_fraction * num_latents)) <= whole_step
         ),
-        "{dead_fraction:.6g} × {num_latents:g}",
+        "{dead_fraction:.6g} × {num_latents:g} = {product:.6g}",
     ),
     _Rule(
         "dead + alive = latents",
@@ -97,19 +104,32 @@ _RULES = (
 )
 
 
-def integrity_checks(row: Mapping[str, Any]) -> tuple[Check, ...]:
+EXACT: Mapping[str, float] = MappingProxyType({})
+
+
+def integrity_checks(row: Mapping[str, Any], *, rounding: Mapping[str, float] = EXACT) -> tuple[Check, ...]:
     """Check one row of layer health.
 
     Args:
-        row: Keys as in `health.json`, each a number or a `{value, ...}` entry; any may be absent. `alive` is
-            derived from `dead_fraction` and `num_latents` where it is absent, the largest L0 is `l0_max`, else
+        row: Keys as in `health.json`, each a number or a `{value, low, high, ...}` entry; any may be absent. `alive`
+            is derived from `dead_fraction` and `num_latents` where it is absent, the largest L0 is `l0_max`, else
             `l0_mean`.
+        rounding: Half a unit of the last printed digit of `l0_mean`, `l0_max` or `dead_fraction`, for tables that
+            were rounded before they came here.
     """
     known = {key: number for key, value in row.items() if (number := _number(value)) is not None}
     if "l0_max" in known or "l0_mean" in known:
         known["l0"] = known.get("l0_max", known.get("l0_mean", 0.0))
-    if "alive" not in known and {"dead_fraction", "num_latents"} <= known.keys():
-        known["alive"] = known["num_latents"] * (1 - known["dead_fraction"])
+        known["l0_step"] = rounding.get("l0_max" if "l0_max" in known else "l0_mean", 0.0)
+    known["alive_step"] = 0.0
+    if {"dead_fraction", "num_latents"} <= known.keys():
+        latents = known["num_latents"]
+        step = rounding.get("dead_fraction", 0.0) * latents
+        known["product"] = known["dead_fraction"] * latents
+        if step < 0.5:  # else some integer always lies within the rounding
+            known["whole_step"] = step + TOLERANCE * latents
+        if "alive" not in known:
+            known |= {"alive": latents - known["product"], "alive_step": step}
     if "density_histogram" in row:
         known["binned"] = sum(row["density_histogram"]["counts"])
     if "masked_tokens" in row:
@@ -118,8 +138,37 @@ def integrity_checks(row: Mapping[str, Any]) -> tuple[Check, ...]:
     for rule in _RULES:
         if all(key in known for key in rule.keys):
             values = {key: known[key] for key in rule.keys}
-            found.append(Check(rule.name, rule.holds(**values), rule.detail.format(**values)))
-    return tuple(found)
+            found.append(Check(rule.name, rule.holds(**values), rule.detail.format(**known)))
+    return (*found, *_intervals(row))
+
+
+def printed_check(name: str, printed: float, computed: float, *, half_step: float, unit: str = "") -> Check:
+    """Whether a printed number is the computed one, rounded as it was printed.
+
+    Args:
+        half_step: Half a unit of the last printed digit.
+        unit: Written behind both numbers.
+    """
+    digits = max(0, -math.floor(math.log10(2 * half_step))) if half_step > 0 else 6
+    detail = f"printed {printed:.{digits}f}{unit}, computed {computed:.{max(digits, 2)}f}{unit}"
+    return Check(name, abs(printed - computed) <= half_step * (1 + 1e-6) + TOLERANCE, detail)
+
+
+def _intervals(row: Mapping[str, Any]) -> list[Check]:
+    """One check over all entries that have an interval; empty without one."""
+    outside, known = [], 0
+    for key, entry in row.items():
+        ends = [_number(entry.get(name)) for name in ("low", "value", "high")] if isinstance(entry, Mapping) else []
+        if not ends or any(end is None for end in ends):
+            continue
+        low, value, high = (end for end in ends if end is not None)
+        known += 1
+        slack = TOLERANCE * max(1.0, abs(low), abs(high))
+        if not low - slack <= value <= high + slack:
+            outside.append(f"{key} {value:g} outside {low:g} to {high:g}")
+    if not known:
+        return []
+    return [Check("intervals contain their values", not outside, "; ".join(outside) or f"{known} intervals")]
 
 
 def _number(value: Any) -> float | None:

@@ -1,9 +1,8 @@
 """How well a subject works on SAE reconstructions: cross entropies, KL, explained variance, L0, density.
 
-One clean forward pass per batch serves every hookpoint; reconstructions, zeros and means then run only through
-the blocks after theirs. The surprising choice: with every position replaced by one constant vector a causal
-model's logits depend on the position alone, so zero and mean ablation are computed once for the longest
-context, after a probe with other tokens has shown that it holds for this model.
+One clean forward pass per batch serves every SAE of every hookpoint; reconstructions, zeros and means then run only
+through the blocks after theirs (see `sites`). The surprising choice: an SAE that fails leaves the pass and the others
+go on, so one pass for many is worth as much as one each.
 
 Which tokens count: a *row* is an unmasked token (see `RowMask`); a *prediction* is a row whose next token lies
 in the same context and is no padding. Cross entropy and KL average over predictions, everything else over
@@ -15,24 +14,24 @@ Shapes: B contexts, T tokens, V vocabulary, N rows, D documents, M latents, d wi
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saeinterp.errors import DataError
-from saeinterp.health.tally import MEAN, SPLICED, ZERO, Batch, Reconstruction, RowMask, Tally, refuse_non_finite
+from saeinterp.errors import DataError, SaeinterpError
+from saeinterp.health.sites import Passes, Place
+from saeinterp.health.tally import MEAN, SPLICED, Batch, Reconstruction, RowMask, Tally, refuse_non_finite
 from saeinterp.progress import Progress, silent
-from saeinterp.subject import Context, Subject, blocks, resolve
+from saeinterp.sae import TopKSae
+from saeinterp.subject import Context, Subject
 from saeinterp.subject import splice as spliced
 
 _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}  # float32 values [n, V] held at once per run; 16 MiB stays in reused memory
-_PROBE = 16  # tokens
-_SAME = 2.0**-6  # relative; bfloat16 rounds to 2**-8
+K = TypeVar("K", bound=Hashable)
 
 
 class Autoencoder(Protocol):
@@ -46,6 +45,30 @@ class Autoencoder(Protocol):
     def decode(self, code: Any) -> Tensor: ...
 
 
+class Site(NamedTuple):
+    """One SAE to measure."""
+
+    hookpoint: str
+    """Where it reads and writes."""
+    sae: Autoencoder
+    """On the subject's device."""
+    mean: Tensor
+    """`[d]`, what mean ablation puts in; of training rows, as the SAE is."""
+    mask: RowMask
+    """Which tokens are left out."""
+
+
+class Measured(NamedTuple, Generic[K]):
+    """What one pass over the text gave."""
+
+    results: dict[K, Reconstruction]
+    """By the keys of the sites."""
+    failures: dict[K, SaeinterpError]
+    """The error of each site that could not be measured."""
+    passes: Passes
+    """What it took, for all sites together."""
+
+
 def measure_reconstruction(
     subject: Subject,
     contexts: Sequence[Context],
@@ -53,31 +76,57 @@ def measure_reconstruction(
     *,
     means: Mapping[str, Tensor],
     masks: Mapping[str, RowMask],
+    **options: Any,
+) -> dict[str, Reconstruction]:
+    """`measure_sites` with one SAE per hookpoint; the first error is raised.
+
+    Args:
+        saes: Hookpoint -> SAE.
+        means: Hookpoint -> `[d]`.
+        masks: Hookpoint -> mask.
+        options: As of `measure_sites`.
+    """
+    sites = {name: Site(name, sae, means[name], masks[name]) for name, sae in saes.items()}
+    found = measure_sites(subject, contexts, sites, **options)
+    for error in found.failures.values():
+        raise error
+    return found.results
+
+
+def measure_sites(
+    subject: Subject,
+    contexts: Sequence[Context],
+    sites: Mapping[K, Site],
+    *,
     splice: Literal["all", "unmasked"] = "all",
     batch_contexts: int = 16,
+    dataset: str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Reconstruction]:
-    """Run the subject clean, on reconstructions, zeroed and mean-ablated, one hookpoint at a time.
+) -> Measured[K]:
+    """Run the subject clean, on reconstructions, zeroed and mean-ablated, one SAE at a time.
 
-    Per batch: one clean pass for all hookpoints, one pass from each hookpoint on with its reconstruction; with
-    `splice="unmasked"` (or where constants do not suffice) two more each for zeros and means.
+    Per batch: one clean pass for all sites, one pass from its hookpoint on for each SAE; with `splice="unmasked"`
+    (or where constants do not suffice) two more per hookpoint for zeros and means. A site's result does not depend
+    on which others are measured with it.
 
     Args:
         contexts: Held-out contexts.
-        saes: Hookpoint -> SAE, on the subject's device.
-        means: Hookpoint -> `[d]`, what mean ablation puts in; of training rows, as the SAE is.
-        masks: Hookpoint -> which tokens are left out.
         splice: `all` replaces every position; `unmasked` leaves masked positions clean in the spliced, zeroed
             and mean-ablated run alike. The averages are over unmasked positions either way.
         batch_contexts: Contexts per forward pass; longer ones run first.
+        dataset: What errors call the text.
+
+    Returns:
+        Results, and errors: `ConfigError` where there is no such hookpoint, `DataError` for NaN or infinite
+        activations or logits, naming run, hookpoint, context and dataset, or where every token is masked.
 
     Raises:
-        DataError: No context, or NaN/infinite activations or losses, naming run, hookpoint and context.
-        ConfigError: No such hookpoint.
+        DataError: No context.
     """
+    of = "the health split" if dataset is None else dataset
     if not contexts:
         raise DataError(
-            "the health split has no contexts",
+            f"{of} has no contexts",
             field="corpus",
             next_step="raise corpus.fractions.health or add documents to the corpus",
         )
@@ -86,80 +135,72 @@ def measure_reconstruction(
     order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index].token_ids))
     total = sum(len(context.token_ids) for context in contexts)
     done = 0
+    failures: dict[K, SaeinterpError] = {}
+    passes = Passes()
     with torch.inference_mode():
         probe = torch.from_numpy(contexts[order[0]].token_ids.astype(np.int64)).to(subject.device)
-        sites = {}
-        for name, sae in saes.items():
-            site = _Site(subject, name, sae, means[name], masks[name], everywhere=splice == "all")
-            site.probe(probe)
-            sites[name] = site
+        groups = _groups(subject, sites, probe, everywhere=splice == "all", passes=passes, failures=failures)
         tallies = {
-            name: Tally(doc_ids, name, site.mask, site.sae.num_latents, len(contexts)) for name, site in sites.items()
+            key: Tally(doc_ids, group.place.name, group.place.mask, sae.num_latents, len(contexts))
+            for group in groups
+            for key, sae in group.saes.items()
         }
         for start in range(0, len(order), batch_contexts):
+            groups = [group for group in groups if group.saes]
+            if not groups:
+                break
             members = order[start : start + batch_contexts]
-            batch = Batch.of([contexts[index] for index in members], members, subject.device)
-            clean, captured = _clean_pass(subject, batch, list(saes))
-            for name, site in sites.items():
-                _measure_batch(batch, site, captured.pop(name), clean, tallies[name])
+            batch = Batch.of([contexts[index] for index in members], members, subject.device, dataset)
+            clean, captured = _clean_pass(subject, batch, list(dict.fromkeys(group.place.name for group in groups)))
+            passes.clean += 1
+            passes.full += 1
+            for group in groups:
+                failed = _measure_batch(batch, group, captured[group.place.name], clean, tallies, passes)
+                failures |= failed
+                for key in failed:
+                    del group.saes[key]
             done += int(batch.attention_mask.sum())
             report(done, total, "tokens")
-    return {
-        name: tally.result(k=site.sae.k, splice=splice, uniform_ce=site.uniform_ce)
-        for (name, site), tally in zip(sites.items(), tallies.values(), strict=True)
-    }
+    results = {}
+    for group in groups:
+        for key, sae in group.saes.items():
+            try:
+                results[key] = tallies[key].result(k=sae.k, splice=splice, uniform_ce=group.place.uniform_ce, of=of)
+            except DataError as error:
+                failures[key] = error
+    return Measured({key: results[key] for key in sites if key in results}, failures, passes)
 
 
-class _Site:
-    """A hookpoint of the subject and what is put there."""
+class _Group(NamedTuple, Generic[K]):
+    """SAEs that share hookpoint, rows and ablated runs."""
 
-    def __init__(
-        self, subject: Subject, name: str, sae: Autoencoder, mean: Tensor, mask: RowMask, *, everywhere: bool
-    ) -> None:
-        self.name, self.sae, self.mask = name, sae, mask
-        self.everywhere = everywhere
-        self._subject = subject
-        module = resolve(subject.model, name)
-        # Below a block's output the rest of the block is needed, so nothing can be skipped.
-        self._is_block = any(module is block for block in blocks(subject.model))
-        dtype = getattr(torch, subject.dtype)
-        self.vectors = {
-            ZERO: torch.zeros_like(mean, dtype=dtype, device=subject.device),
-            MEAN: mean.to(subject.device, dtype),
-        }
-        self.constants: dict[str, Tensor] = {}
+    place: Place
+    saes: dict[K, Autoencoder]
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor, replacement: Tensor) -> Tensor:
-        """Logits `[B, T, V]` with the hookpoint replaced by `[B, T, d]`."""
-        with spliced(self._subject.model, self.name, lambda _: replacement, skip_before=self._is_block):
-            output = self._subject.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        logits: Tensor = output.logits
-        return logits
 
-    def probe(self, input_ids: Tensor) -> None:
-        """Fill `constants` where zero and mean ablation give logits that depend on the position alone.
-
-        Log-probabilities `[T, V]`, or `[1, V]` where not even the position matters (relative positions).
-        """
-        if not self.everywhere:
-            return
-        others = (input_ids[:_PROBE] + 1) % self._subject.vocab_size
-        for run, vector in self.vectors.items():
-            ours, theirs = (
-                self.logits(ids[None], torch.ones_like(ids)[None], vector.expand(1, len(ids), -1))[0].float()
-                for ids in (input_ids, others)
-            )
-            if (ours[: len(theirs)] - theirs).abs().max() <= _SAME * theirs.abs().max():
-                table = ours.log_softmax(-1)
-                self.constants[run] = table[:1] if torch.equal(ours, ours[:1].expand_as(ours)) else table
-
-    @property
-    def uniform_ce(self) -> float | None:
-        """ln V where zeros stay zero all the way to the logits: nothing after the hookpoint adds a bias."""
-        biased = any(name.endswith("bias") for name, _ in self._subject.model.named_parameters())
-        if biased or not self._is_block or ZERO not in self.constants:
-            return None
-        return math.log(self.constants[ZERO].shape[-1])
+def _groups(
+    subject: Subject,
+    sites: Mapping[K, Site],
+    probe: Tensor,
+    *,
+    everywhere: bool,
+    passes: Passes,
+    failures: dict[K, SaeinterpError],
+) -> list[_Group[K]]:
+    found: list[_Group[K]] = []
+    for key, site in sites.items():
+        known = next((group for group in found if group.place.serves(site.hookpoint, site.mean, site.mask)), None)
+        if known is None:
+            try:
+                place = Place(subject, site.hookpoint, site.mean, site.mask, everywhere=everywhere, passes=passes)
+                place.probe(probe)
+            except SaeinterpError as error:
+                failures[key] = error
+                continue
+            known = _Group(place, {})
+            found.append(known)
+        known.saes[key] = site.sae
+    return found
 
 
 def _clean_pass(subject: Subject, batch: Batch, hookpoints: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -178,29 +219,49 @@ def _clean_pass(subject: Subject, batch: Batch, hookpoints: Sequence[str]) -> tu
     return output.logits, captured
 
 
-def _measure_batch(batch: Batch, site: _Site, x: Tensor, clean: Tensor, tally: Tally) -> None:
-    """Add one batch to one hookpoint's tally; x `[B, T, d]`, clean `[B, T, V]`."""
+def _measure_batch(
+    batch: Batch,
+    group: _Group[K],
+    x: Tensor,
+    clean: Tensor,
+    tallies: Mapping[K, Tally],
+    passes: Passes,
+) -> dict[K, SaeinterpError]:
+    """Add one batch to the tallies of one hookpoint's SAEs; x `[B, T, d]`, clean `[B, T, V]`; returns what failed."""
+    place = group.place
     present = batch.attention_mask.bool()
-    refuse_non_finite(torch.isfinite(x).all(-1) | ~present, batch, site.name, "the activations of the clean run")
-    usable = tally.add_mask(batch, x, present)
-    code = site.sae.encode(x.flatten(0, 1).float())
-    reconstruction = site.sae.decode(code).view(x.shape)
-    tally.add_rows(batch, x[usable], reconstruction[usable], code, usable)
-
-    def placed(new: Tensor) -> Tensor:
-        return new if site.everywhere else torch.where(usable[..., None], new.to(x.dtype), x)
-
-    def run(new: Tensor) -> Tensor:
-        return site.logits(batch.input_ids, batch.attention_mask, placed(new))
-
+    try:
+        refuse_non_finite(torch.isfinite(x).all(-1) | ~present, batch, place.name, "the activations of the clean run")
+    except DataError as error:
+        return dict.fromkeys(group.saes, error)
+    rows = place.mask.rows(batch, x, present)
+    usable = rows.usable
     predicted = usable[:, :-1] & present[:, 1:]
     row, position = predicted.nonzero(as_tuple=True)
-    logits = {SPLICED: run(reconstruction)}
-    for name, vector in site.vectors.items():
-        if name not in site.constants:
-            logits[name] = run(vector.expand_as(x))
-    losses = _losses(clean, logits, site.constants, row, position, batch.input_ids[row, position + 1])
-    tally.add_losses(batch, row, position, losses)
+    target = batch.input_ids[row, position + 1]
+
+    def run(new: Tensor) -> Tensor:
+        placed = new if place.everywhere else torch.where(usable[..., None], new.to(x.dtype), x)
+        return place.logits(batch.input_ids, batch.attention_mask, placed)
+
+    ablated = {name: run(vector.expand_as(x)) for name, vector in place.vectors.items() if name not in place.constants}
+    passes.ablated += len(ablated)
+    failures: dict[K, SaeinterpError] = {}
+    for key, sae in group.saes.items():
+        tally = tallies[key]
+        try:
+            tally.add_mask(batch, rows)
+            code = sae.encode(x.flatten(0, 1).float())
+            reconstruction = sae.decode(code).view(x.shape)
+            tally.add_rows(batch, x[usable], reconstruction[usable], code, usable)
+            if isinstance(sae, TopKSae):
+                tally.add_positive(sae.positive(x[usable].float()))
+            passes.spliced += 1
+            logits = {SPLICED: run(reconstruction), **ablated}
+            tally.add_losses(batch, row, position, _losses(clean, logits, place.constants, row, position, target))
+        except SaeinterpError as error:
+            failures[key] = error
+    return failures
 
 
 def _losses(

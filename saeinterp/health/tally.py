@@ -55,6 +55,33 @@ class RowMask:
         """The mask of the activations an SAE was trained on."""
         return cls(cache.special_ids, cache.norm_limit, getattr(torch, cache.dtype))
 
+    def rows(self, batch: Batch, x: Tensor, present: Tensor) -> Rows:
+        """Which tokens of a batch are rows; x `[B, T, d]`, present `[B, T]`."""
+        special = torch.isin(batch.input_ids, torch.tensor(self.special_ids, device=x.device, dtype=torch.int64))
+        first = torch.zeros_like(present)
+        first[:, 0] = self.first
+        large = torch.zeros_like(present)
+        if self.norm_limit is not None:
+            # As the cache takes norms: in float32, of the stored values.
+            large = torch.linalg.vector_norm(x.to(self.dtype).float(), dim=-1) > self.norm_limit
+        left = present.clone()
+        masked = {}
+        for reason, out in (("position0", first), ("special", special), ("norm", large)):
+            masked[reason] = int((left & out).sum())
+            left &= ~out
+        return Rows(left, masked, int(present.sum()))
+
+
+class Rows(NamedTuple):
+    """The rows of a batch."""
+
+    usable: Tensor
+    """bool `[B, T]`: True on rows."""
+    masked: Mapping[str, int]
+    """Tokens left out, each counted once in this order: position0, special, norm."""
+    tokens: int
+    """All tokens, masked ones included."""
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -71,6 +98,7 @@ class Reconstruction:
         rows: All tokens, masked ones included.
         usable: bool per context, in the order given: True on rows.
         uniform_ce: ln V where zeroing must make the output uniform (no biases, every position zeroed); else None.
+        l0_preact: Latents per row that are positive before the k largest are chosen; None where that means nothing.
     """
 
     hookpoint: str
@@ -83,6 +111,7 @@ class Reconstruction:
     rows: int
     usable: tuple[NDArray[np.bool_], ...]
     uniform_ce: float | None
+    l0_preact: float | None = None
 
 
 class Batch(NamedTuple):
@@ -92,14 +121,16 @@ class Batch(NamedTuple):
     members: Sequence[int]
     input_ids: Tensor
     attention_mask: Tensor
+    dataset: str | None
 
     @classmethod
-    def of(cls, contexts: Sequence[Context], members: Sequence[int], device: str) -> Batch:
+    def of(cls, contexts: Sequence[Context], members: Sequence[int], device: str, dataset: str | None = None) -> Batch:
         (ids, mask), *_ = batches(contexts, len(contexts))
-        return cls(contexts, members, ids.to(device), mask.to(device))
+        return cls(contexts, members, ids.to(device), mask.to(device), dataset)
 
     def name(self, row: int) -> str:
-        return f"context {self.contexts[row].context_id}"
+        of = "" if self.dataset is None else f" of {self.dataset}"
+        return f"context {self.contexts[row].context_id}{of}"
 
 
 @dataclass
@@ -116,6 +147,7 @@ class Tally:
     vectors: Tensor | None = None
     firings: Tensor = field(init=False)
     l0_max: int = 0
+    preact: int | None = None
     masked: dict[str, int] = field(default_factory=lambda: {"position0": 0, "special": 0, "norm": 0})
     rows: int = 0
     usable: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
@@ -125,24 +157,13 @@ class Tally:
         self.squares = torch.zeros(len(self.doc_ids), dtype=torch.float64)
         self.firings = torch.zeros(self.num_latents, dtype=torch.int64)
 
-    def add_mask(self, batch: Batch, x: Tensor, present: Tensor) -> Tensor:
-        """Which tokens of the batch are rows, bool `[B, T]`; counts the others by reason."""
-        mask = self.mask
-        special = torch.isin(batch.input_ids, torch.tensor(mask.special_ids, device=x.device, dtype=torch.int64))
-        first = torch.zeros_like(present)
-        first[:, 0] = mask.first
-        large = torch.zeros_like(present)
-        if mask.norm_limit is not None:
-            # As the cache takes norms: in float32, of the stored values.
-            large = torch.linalg.vector_norm(x.to(mask.dtype).float(), dim=-1) > mask.norm_limit
-        left = present.clone()
-        for reason, out in (("position0", first), ("special", special), ("norm", large)):
-            self.masked[reason] += int((left & out).sum())
-            left &= ~out
-        self.rows += int(present.sum())
-        for index, context, keep in zip(batch.members, batch.contexts, left.cpu().numpy(), strict=True):
+    def add_mask(self, batch: Batch, rows: Rows) -> None:
+        """Add which tokens of the batch are rows, and how many are not for which reason."""
+        for reason, count in rows.masked.items():
+            self.masked[reason] += count
+        self.rows += rows.tokens
+        for index, context, keep in zip(batch.members, batch.contexts, rows.usable.cpu().numpy(), strict=True):
             self.usable[index] = keep[: len(context.token_ids)]
-        return left
 
     def add_rows(self, batch: Batch, x: Tensor, reconstruction: Tensor, code: Code, usable: Tensor) -> None:
         """Add rows x and their reconstructions `[N, d]`; `code` is of all tokens of the batch."""
@@ -164,6 +185,11 @@ class Tally:
         for document in documents.unique().tolist():
             self.vectors[document] += x[(documents == document).to(x.device)].sum(0).cpu()
 
+    def add_positive(self, counts: Tensor | None) -> None:
+        """Add how many latents are positive on each row `[N]`; None where that means nothing."""
+        if counts is not None:
+            self.preact = (self.preact or 0) + int(counts.sum())
+
     def add_losses(self, batch: Batch, row: Tensor, position: Tensor, losses: Mapping[str, Tensor]) -> None:
         """Add losses `[n]` of the predictions at `row`, `position`."""
         for name, values in losses.items():
@@ -176,13 +202,13 @@ class Tally:
         for name, values in losses.items():
             self._add(name, documents, values)
 
-    def result(self, *, k: int, splice: str, uniform_ce: float | None) -> Reconstruction:
-        """The sums as arrays; `squared_deviation` is about the mean over all rows."""
+    def result(self, *, k: int, splice: str, uniform_ce: float | None, of: str = "the health split") -> Reconstruction:
+        """The sums as arrays; `squared_deviation` is about the mean over all rows; `of` names the text in errors."""
         sums = self.sums.numpy().copy()
         tokens = sums[:, COLUMNS.index("tokens")]
         if not tokens.sum():
             raise DataError(
-                "every token of the health split is masked",
+                f"every token of {of} is masked",
                 field=self.hookpoint,
                 got=dict(self.masked),
                 next_step="check the corpus, or raise capture.norm_multiple",
@@ -205,6 +231,7 @@ class Tally:
             rows=self.rows,
             usable=tuple(self.usable[index] for index in range(self.contexts)),
             uniform_ce=uniform_ce,
+            l0_preact=None if self.preact is None else self.preact / float(tokens.sum()),
         )
 
     def _add(self, column: str, documents: Tensor, values: Tensor) -> None:

@@ -13,9 +13,12 @@ from pydantic import BaseModel
 
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.config import recipe_of
+from saeinterp.health.grade_inputs import DATASET
 from saeinterp.report.format import Style, number
 from saeinterp.report.lineage import Lineage
-from saeinterp.report.results import Fact, LayerHealth, LayerTraining, Number, Provenance, Setting, Step
+from saeinterp.report.results import LayerHealth, LayerTraining, Provenance, Step
+from saeinterp.report.sae_titles import side_titles
+from saeinterp.report.values import Fact, Number, Setting
 
 NOT_WRITTEN = "not in the artifact"
 Row = dict[str, Any]
@@ -50,8 +53,15 @@ def measured(
     )
 
 
-def layer_health(side: str, artifact: Artifact) -> LayerHealth:
-    """One health artifact as a row of the health table."""
+def layer_health(side: str, artifact: Artifact, *, title: str, absorption: Number | None = None) -> LayerHealth:
+    """One health artifact as a row of the health table.
+
+    Args:
+        side: Title of the model.
+        artifact: The health artifact.
+        title: Name of its SAE within the side.
+        absorption: Where a step of its own measured it.
+    """
     data = read_json(artifact.file("health.json"))
     source, documents, tokens = artifact.id, data.get("documents"), data.get("tokens")
     made = data.get("interval", {})
@@ -66,6 +76,8 @@ def layer_health(side: str, artifact: Artifact) -> LayerHealth:
     return LayerHealth(
         side=side,
         hookpoint=data["hookpoint"],
+        title=title,
+        dataset=data.get("dataset") or DATASET,
         layer=data.get("layer"),
         loss_recovered=over_documents("loss_recovered"),
         loss_recovered_mean=over_documents("loss_recovered_mean_ablation"),
@@ -77,7 +89,7 @@ def layer_health(side: str, artifact: Artifact) -> LayerHealth:
         l0=over_tokens("l0_mean", "plain"),
         dead=over_tokens("dead_fraction", "share"),
         always_on=over_tokens("always_on", "count"),
-        absorption=measured(data.get("absorption"), source=source),
+        absorption=absorption or measured(data.get("absorption"), source=source),
         failed_checks=tuple(
             f"{check['name']}: {check['detail']}" for check in data.get("checks", ()) if not check["passed"]
         ),
@@ -85,7 +97,7 @@ def layer_health(side: str, artifact: Artifact) -> LayerHealth:
     )
 
 
-def layer_training(side: str, artifact: Artifact) -> LayerTraining:
+def layer_training(side: str, artifact: Artifact, *, title: str) -> LayerTraining:
     """One SAE artifact as a row of the training table."""
     data = read_json(artifact.file("training.json"))
 
@@ -95,6 +107,7 @@ def layer_training(side: str, artifact: Artifact) -> LayerTraining:
     return LayerTraining(
         side=side,
         hookpoint=data["hookpoint"],
+        title=title,
         num_latents=data.get("num_latents"),
         k=data.get("k"),
         rows=last("rows", "count"),
@@ -105,29 +118,47 @@ def layer_training(side: str, artifact: Artifact) -> LayerTraining:
     )
 
 
-def curve_rows(saes: Mapping[str, Sequence[Artifact]]) -> list[Row]:
-    """All training curves in long form: side, hookpoint, then the columns of `curves.parquet`."""
+def titles_of(sides: Mapping[str, Sequence[Artifact]], lineage: Lineage) -> dict[tuple[str, str], str]:
+    """(Side, artifact id) -> title of the SAE; artifacts are SAEs or their health."""
+    titles: dict[tuple[str, str], str] = {}
+    for side, artifacts in sides.items():
+        file = {"sae": "training.json", "health": "health.json"}
+        named = [(item, str(read_json(item.file(file[item.kind]))["hookpoint"])) for item in artifacts]
+        titles |= {(side, key): title for key, title in side_titles(named, lineage).items()}
+    return titles
+
+
+def curve_rows(saes: Mapping[str, Sequence[Artifact]], titles: Mapping[tuple[str, str], str]) -> list[Row]:
+    """All training curves in long form: side, hookpoint, title, then the columns of `curves.parquet`."""
     import polars as pl
 
     rows: list[Row] = []
     for side, artifacts in saes.items():
         for artifact in artifacts:
             hookpoint = read_json(artifact.file("training.json"))["hookpoint"]
+            named = {"side": side, "hookpoint": hookpoint, "title": titles[side, artifact.id]}
             table = pl.read_parquet(artifact.file("curves.parquet"))
-            rows += [{"side": side, "hookpoint": hookpoint, **row} for row in table.to_dicts()]
+            rows += [{**named, **row} for row in table.to_dicts()]
     return rows
 
 
-def density_rows(health: Mapping[str, Sequence[Artifact]]) -> list[Row]:
-    """The density histograms in long form: side, hookpoint, low and high (log10 of the share of tokens), latents."""
+def density_rows(health: Mapping[str, Sequence[Artifact]], layers: Sequence[LayerHealth]) -> list[Row]:
+    """The density histograms in long form: side, hookpoint, dataset, title, low and high (log10 of the share of
+    tokens), latents."""
     rows: list[Row] = []
+    found = {(layer.side, layer.source): layer for layer in layers}
+    several = len({layer.dataset for layer in layers}) > 1
     for side, artifacts in health.items():
         for artifact in artifacts:
-            data = read_json(artifact.file("health.json"))
-            histogram = data.get("density_histogram", {"log10_edges": [], "counts": []})
+            layer = found[side, artifact.id]
+            histogram = read_json(artifact.file("health.json")).get(
+                "density_histogram", {"log10_edges": [], "counts": []}
+            )
             edges = histogram["log10_edges"]
+            named = {"side": side, "hookpoint": layer.hookpoint, "dataset": layer.dataset}
+            named["title"] = f"{layer.title}, {layer.dataset}" if several else layer.title
             rows += [
-                {"side": side, "hookpoint": data["hookpoint"], "low": low, "high": high, "latents": count}
+                {**named, "low": low, "high": high, "latents": count}
                 for low, high, count in zip(edges, edges[1:], histogram["counts"])
             ]
     return rows
@@ -143,6 +174,8 @@ def layer_rows(layers: Iterable[LayerHealth], columns: Iterable[str]) -> list[Ro
                 {
                     "side": layer.side,
                     "hookpoint": layer.hookpoint,
+                    "dataset": layer.dataset,
+                    "title": layer.title,
                     "metric": column,
                     "value": None if number.value is None else float(number.value),
                     "low": number.low,

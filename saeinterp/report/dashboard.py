@@ -19,26 +19,26 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from saeinterp.health.grading import GRADED
 from saeinterp.report import figures
 from saeinterp.report.format import number, plural, visible, with_interval
+from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.latents import OUTCOMES
 from saeinterp.report.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
 from saeinterp.report.markdown import RETRY
+from saeinterp.report.model_results import LayerDifference, ModelSection
 from saeinterp.report.payload import latent_details, latent_payload
 from saeinterp.report.results import (
     ABSENT,
     HEALTH_COLUMNS,
     ExplainerSection,
-    LayerDifference,
     LayerHealth,
     LayerTraining,
     MetricRow,
-    Model,
-    ModelSection,
-    Number,
     Results,
 )
 from saeinterp.report.tables import plain_latents, read_table
+from saeinterp.report.values import Model, Number
 
 if TYPE_CHECKING:
     import jinja2
@@ -98,6 +98,7 @@ def render_dashboard(results: Results, tables: Path) -> str:
         sections=_sections(results, plots, latents is not None),
         health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
         tinted=TINTED,
+        grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
         labels=MetricRow.model_fields,
         training_labels=LayerTraining.model_fields,
         retry=RETRY,
@@ -235,6 +236,7 @@ def _sections(results: Results, plots: Sequence[figures.Figure], has_latents: bo
         ("latents", "Latents", has_latents),
         ("plots", "Plots", bool(plots)),
         ("metrics", "Metrics", explained),
+        ("grades", "Grades", results.grades is not None),
         ("findings", "Findings", bool(results.findings)),
         ("layers", "Layer health", bool(results.layers)),
         ("models", "Models", compared and explained),

@@ -13,19 +13,8 @@ from saeinterp.artifacts import Artifact
 from saeinterp.compare import ExplainerComparison, read_explainer_comparison
 from saeinterp.compare.results import CoverageResult, IntervalResult, MetricResult, PairedResult
 from saeinterp.report.format import Style, short
-from saeinterp.report.results import (
-    Check,
-    Control,
-    Difference,
-    ExplainerSection,
-    Fact,
-    Family,
-    LayerScore,
-    MetricRow,
-    Number,
-    Side,
-    StatusCount,
-)
+from saeinterp.report.results import Control, ExplainerSection, Family, LayerScore, MetricRow, StatusCount
+from saeinterp.report.values import Check, Difference, Fact, Number, Side
 
 UNDEFINED = "undefined on these latents"
 

@@ -127,7 +127,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
     """A training curve per layer and model over rows seen.
 
     Args:
-        rows: Rows of `tables/curves.parquet`: side, hookpoint, step, rows_seen and the value.
+        rows: Rows of `tables/curves.parquet`: side, title, step, rows_seen and the value.
         value: The column to draw.
         title: Heading.
         caption: What to read from it.
@@ -136,7 +136,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row[value] is not None:
-            groups.setdefault((row["side"], row["hookpoint"]), []).append(row)
+            groups.setdefault((row["side"], row["title"]), []).append(row)
     if not groups:
         return None
     sides = _unique([side for side, _ in groups])
@@ -182,11 +182,11 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     """How often latents fire: histograms over log10 of the share of tokens, per layer and model.
 
     Args:
-        rows: Rows of `tables/density.parquet`: side, hookpoint, low, high, latents; bins in order.
+        rows: Rows of `tables/density.parquet`: side, title, low, high, latents; bins in order.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["side"], row["hookpoint"]), []).append(row)
+        groups.setdefault((row["side"], row["title"]), []).append(row)
     filled = [row["low"] for row in rows if row["latents"]]
     if not filled:
         return None

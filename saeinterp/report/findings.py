@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from saeinterp.artifacts import Artifact
 from saeinterp.compare import read_explainer_comparison
 from saeinterp.report.format import listing, number, plural
-from saeinterp.report.results import ExplainerSection, Failure, LayerHealth, Number
+from saeinterp.report.results import ExplainerSection, Failure, LayerHealth
+from saeinterp.report.values import Number
 
 if TYPE_CHECKING:
     import polars as pl
@@ -55,19 +56,21 @@ def _against_chance(section: ExplainerSection, outcomes: Sequence[str]) -> str:
 
 def _of_layers(side: str, layers: Sequence[LayerHealth]) -> list[str]:
     parts = []
+    several = len({layer.dataset for layer in layers}) > 1
+    named = {id(layer): f"{layer.title}, {layer.dataset}" if several else layer.title for layer in layers}
     for name, words in (("loss_recovered", "loss recovered"), ("explained_variance", "explained variance")):
-        known = [(layer.hookpoint, item) for layer in layers if (item := _of(layer, name)).value is not None]
+        known = [(named[id(layer)], item) for layer in layers if (item := _of(layer, name)).value is not None]
         if known:
             parts.append(f"{words} {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in known)}")
-    dead = [(layer.hookpoint, layer.dead) for layer in layers if layer.dead.value is not None]
+    dead = [(named[id(layer)], layer.dead) for layer in layers if layer.dead.value is not None]
     if dead:
         parts.append(f"dead {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in dead)}")
     said = [f"{side}: {'; '.join(parts)}."] if parts else []
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         if layer.loss_recovered.value is None:
-            reasons.setdefault(layer.loss_recovered.reason or "", []).append(layer.hookpoint)
-        said += [f"Integrity check failed for {side}, {layer.hookpoint}: {line}." for line in layer.failed_checks]
+            reasons.setdefault(layer.loss_recovered.reason or "", []).append(named[id(layer)])
+        said += [f"Integrity check failed for {side}, {named[id(layer)]}: {line}." for line in layer.failed_checks]
     said += [
         f"{side}: loss recovered is NA at {listing(where)}: {reason.rstrip('.')}." for reason, where in reasons.items()
     ]

@@ -14,14 +14,32 @@ from typing import Literal
 from saeinterp.stats.wording import DIFFERENCE_DIGITS, DIGITS
 
 Style = Literal[
-    "score", "difference", "fine-difference", "share", "points", "nat-difference", "count", "p", "rate", "plain"
+    "score",
+    "difference",
+    "fine-difference",
+    "share",
+    "points",
+    "percent",
+    "fine-points",
+    "nat-difference",
+    "count",
+    "p",
+    "rate",
+    "plain",
 ]
 """score 0.264 · difference +0.024 · fine-difference +0.0235 (of means, as in the sentences) · share 12.5% ·
-points +1.2 pp · nat-difference +0.125 nat · count 1,152 · p 0.635 · rate 1.2e-04 · plain four digits."""
+points +1.2 pp · percent 12.50% · fine-points +1.25 pp (of percent) · nat-difference +0.125 nat · count 1,152 ·
+p 0.635 · rate 1.2e-04 · plain four digits."""
 
 MISSING = "NA"
-_SIGNED: tuple[Style, ...] = ("difference", "fine-difference", "points", "nat-difference")
-_UNITS: dict[Style, str] = {"share": "%", "points": " pp", "nat-difference": " nat"}
+_SIGNED: tuple[Style, ...] = ("difference", "fine-difference", "points", "fine-points", "nat-difference")
+_UNITS: dict[Style, str] = {
+    "share": "%",
+    "points": " pp",
+    "percent": "%",
+    "fine-points": " pp",
+    "nat-difference": " nat",
+}
 _SHOWN_CONTROLS = {"\n": "↵", "\t": "⇥"}
 # An underscore inside a word, and `<` or `&` that begin no tag or entity, mean nothing in Markdown.
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -41,6 +59,8 @@ def number(value: float | int | None, style: Style) -> str:
     size = abs(value)
     if style in ("share", "points"):
         text = f"{size * 100:.1f}"
+    elif style in ("percent", "fine-points"):
+        text = f"{size * 100:.2f}"
     elif style == "rate":
         text = f"{size:.1e}" if 0 < size < 0.001 else f"{size:.4f}"
     elif style == "plain":

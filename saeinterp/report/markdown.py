@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saeinterp.health.grading import GRADED
 from saeinterp.report.format import markdown_text, number, plural, with_interval
-from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Number, Results
+from saeinterp.report.grade_results import DatasetRow
+from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Results
 from saeinterp.report.tables import plain_latents, read_table
+from saeinterp.report.values import Number
 
 LATENT_ROWS = 200
 """Latents in the per-latent table; the rest are in `tables/latents.parquet`, and the report says so."""
@@ -53,6 +56,7 @@ def render_markdown(results: Results, tables: Path) -> str:
         latents=plain_latents(latents, LATENT_ROWS) if latents else [],
         latent_count=len(latents["id"]) if latents else 0,
         health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
+        grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
         missing=_missing(results),
         number=number,
     )
@@ -76,7 +80,7 @@ def _missing(results: Results) -> list[tuple[str, str]]:
             if item.value is None:
                 title = str(LayerHealth.model_fields[name].title)
                 reasons.setdefault(item.reason or "", {}).setdefault(title, []).append(
-                    f"{layer.side}, {layer.hookpoint}"
+                    ", ".join([layer.side, layer.title, *([layer.dataset] if len(results.datasets) > 1 else [])])
                 )
     everywhere = len(results.layers)
     return [

@@ -1,87 +1,23 @@
 """The model behind `results.json`: everything a report prints, each number with its n, interval and source.
 
-Titles and descriptions of the fields are the headings and tooltips of the reports. The surprising choice:
-a number that could not be measured is still a `Number`, with the reason in place of the value, so that no
-renderer can confuse "not measured" with zero.
+The surprising choice: titles and descriptions of the fields are the headings and tooltips of the reports, so a
+column is described where it is defined.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from saeinterp.report.format import Style
+from saeinterp.report.grade_results import GradeSection
+from saeinterp.report.model_results import ModelSection
+from saeinterp.report.values import Check, Difference, Fact, Model, Number, Setting, Side
 from saeinterp.stats import Verdict
 
-FORMAT = 1
+FORMAT = 2
 ABSENT = "not known"
 """A configuration value that a side does not have."""
-
-
-class Model(BaseModel):
-    """Base of the report's models: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Number(Model):
-    """One number and what it takes to judge it."""
-
-    value: float | int | None
-    """Unrounded; empty when it could not be measured."""
-    style: Style = "score"
-    """How it is written."""
-    low: float | int | None = None
-    """Lower end of the interval."""
-    high: float | int | None = None
-    """Upper end of the interval."""
-    interval: str | None = None
-    """What the interval is, such as `95% CI` or `worst case of unusable verdicts`."""
-    no_interval: str | None = None
-    """Why there is no interval where one belongs."""
-    n: int | None = None
-    """How many units the number rests on."""
-    of: str | None = None
-    """The units that `n` counts."""
-    source: str | None = None
-    """Id of the artifact it was read from."""
-    reason: str | None = None
-    """Why there is no value."""
-
-    @model_validator(mode="after")
-    def _explained(self) -> Number:
-        if self.value is None and not self.reason:
-            raise ValueError("a missing number needs a reason")
-        return self
-
-
-class Side(Model):
-    """One side of a comparison."""
-
-    key: Literal["a", "b"]
-    title: str
-    """Name in tables."""
-
-
-class Difference(Model):
-    """A configuration field in which the two sides differ."""
-
-    field: str
-    a: str
-    b: str
-
-
-class Check(Model):
-    """One line of the comparability check."""
-
-    field: str
-    a: str
-    b: str
-    severity: Literal["hard", "soft"]
-    """`hard` mismatches make a comparison meaningless; `soft` ones are named."""
-    ok: bool
-    note: str = ""
 
 
 class MetricRow(Model):
@@ -129,13 +65,6 @@ class LayerScore(Model):
     difference: Number = Field(title="B − A")
     p: Number = Field(title="p")
     p_holm: Number | None = Field(None, title="p (Holm)")
-
-
-class Fact(Model):
-    """A labelled number."""
-
-    title: str
-    number: Number
 
 
 class StatusCount(Model):
@@ -194,49 +123,14 @@ class ExplainerSection(Model):
         return next(row for row in self.rows if row.primary)
 
 
-class LayerDifference(Model):
-    """One metric of one layer in both models; without a layer, the mean difference over layers."""
-
-    hookpoint: str | None
-    metric: str
-    title: str
-    a: Number | None
-    b: Number | None
-    difference: Number = Field(title="B − A")
-    verdict: Literal["different", "inconclusive"] | None = None
-    """`different` where the interval excludes 0; empty without an interval."""
-    sentence: str | None = None
-
-
-class ModelSection(Model):
-    """Layer health of two models, layer by layer."""
-
-    sides: tuple[Side, Side]
-    sentence: str
-    notes: tuple[str, ...]
-    """What every number here is conditional on."""
-    findings: tuple[str, ...]
-    layers: tuple[LayerDifference, ...]
-    summary: tuple[LayerDifference, ...]
-    checks: tuple[Check, ...]
-    matched: bool
-    differences: tuple[Difference, ...]
-    source: str
-
-    @property
-    def by_metric(self) -> list[tuple[str, list[LayerDifference]]]:
-        """Layers, then the mean over them, metric by metric; metrics that no layer has on both sides come last."""
-        rows = [*self.layers, *self.summary]
-        titles = dict.fromkeys(row.title for row in rows)
-        groups = [(title, [row for row in rows if row.title == title]) for title in titles]
-        return sorted(groups, key=lambda group: all(row.difference.value is None for row in group[1]))
-
-
 class LayerHealth(Model):
     """Health of one layer of one model on held-out text."""
 
     side: str = Field(title="Model")
-    hookpoint: str = Field(title="Layer")
+    hookpoint: str
+    title: str = Field(title="Layer")
+    """The hookpoint, with the settings in which its SAEs differ where there are several."""
+    dataset: str = Field(title="Dataset")
     layer: int | None
     loss_recovered: Number = Field(
         title="Loss recovered",
@@ -267,7 +161,8 @@ class LayerTraining(Model):
     """How one SAE's training ended."""
 
     side: str = Field(title="Model")
-    hookpoint: str = Field(title="Layer")
+    hookpoint: str
+    title: str = Field(title="Layer")
     num_latents: int | None = Field(None, title="Latents")
     k: int | None = Field(None, title="k")
     rows: Number = Field(title="Rows")
@@ -301,13 +196,6 @@ class Step(Model):
     bytes: int
 
 
-class Setting(Model):
-    """One configuration value."""
-
-    field: str
-    value: str
-
-
 class Provenance(Model):
     """What the numbers were made from; wall times and hosts are in `timing.parquet`."""
 
@@ -334,8 +222,46 @@ class Results(Model):
     explainers: ExplainerSection | None
     models: ModelSection | None
     layers: tuple[LayerHealth, ...]
+    grades: GradeSection | None = None
+    """How many of four metrics pass, per layer and model."""
     training: tuple[LayerTraining, ...]
     failures: tuple[Failure, ...]
     findings: tuple[str, ...]
     """Generated sentences, each following from a test or a count in this file."""
     provenance: Provenance
+
+    @property
+    def datasets(self) -> list[str]:
+        """The datasets of the health table; more than one are named in it."""
+        return list(dict.fromkeys(layer.dataset for layer in self.layers))
+
+    @property
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Integrity checks that fail: where, and what contradicts what."""
+        if self.grades is not None and self.grades.table is not None:
+            table = self.grades.table
+            return [
+                (f"{table.unit} {item.line}, {item.where}", f"{item.name}: {item.detail}") for item in table.problems
+            ]
+        if self.layers or self.grades is None:
+            return [(_where(layer), line) for layer in self.layers for line in layer.failed_checks]
+        return [
+            (f"{model.title}, {layer.title}, {row.dataset}", line)
+            for model in self.grades.models
+            for layer in model.layers
+            for row in layer.rows
+            for line in row.failed_checks
+        ]
+
+    @property
+    def broken_rules(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The same by rule: its name, then where it fails and the numbers."""
+        rules: dict[str, list[tuple[str, str]]] = {}
+        for where, line in self.contradictions:
+            name, _, detail = line.partition(": ")
+            rules.setdefault(name, []).append((where, detail))
+        return list(rules.items())
+
+
+def _where(layer: LayerHealth) -> str:
+    return ", ".join((layer.side, layer.title, layer.dataset))

@@ -12,9 +12,11 @@ from typing import Any
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.compare.comparability import lineage as nodes
 from saeinterp.compare.comparability import scorer_name
+from saeinterp.health.grade_inputs import DATASET
 from saeinterp.report.format import listing, number, plural
 from saeinterp.report.lineage import Lineage
-from saeinterp.report.results import ExplainerSection, Setting
+from saeinterp.report.results import ExplainerSection
+from saeinterp.report.values import Setting
 
 
 def setup_lines(
@@ -22,6 +24,7 @@ def setup_lines(
 ) -> tuple[Setting, ...]:
     """Set-up lines in the order of the reports; a line whose artifact does not exist is left out."""
     lines = [
+        ("Outside table", _each(lineage.of_kind(roots, "health-table"), "table.json", _outside)),
         ("Model under study", _each(lineage.of_kind(roots, "subject"), "subject.json", _subject)),
         ("SAEs", _each(lineage.of_kind(roots, "sae"), "training.json", _sae)),
         ("Corpus", _each(lineage.of_kind(roots, "corpus"), "corpus.json", _corpus)),
@@ -86,10 +89,22 @@ def _source(item: Any) -> str:
     return str(item.get("name", item)) if isinstance(item, Mapping) else str(item)
 
 
+def _outside(data: Mapping[str, Any]) -> str:
+    models = listing([item["title"] for item in data["models"]])
+    return f"{data['file']}, {plural(len(data['rows']), 'row')} of {models}"
+
+
 def _health(artifacts: Sequence[Artifact]) -> str:
-    read = [read_json(artifact.file("health.json")) for artifact in artifacts]
-    if not read:
-        return ""
+    """What was evaluated, each dataset by its name where there are several."""
+    by_dataset: dict[str, list[Any]] = {}
+    for artifact in artifacts:
+        data = read_json(artifact.file("health.json"))
+        by_dataset.setdefault(data.get("dataset") or DATASET, []).append(data)
+    texts = {name: _evaluated(read) for name, read in by_dataset.items()}
+    return _grouped((name if len(texts) > 1 else "", text) for name, text in texts.items())
+
+
+def _evaluated(read: Sequence[Mapping[str, Any]]) -> str:
     documents = " or ".join(dict.fromkeys(plural(data["documents"], "held-out document") for data in read))
     tokens = sorted(data["tokens"] for data in read)
     span = number(tokens[0], "count")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,10 +25,12 @@ from saeinterp.report.collect import (
     layer_training,
     provenance,
     timing_rows,
+    titles_of,
 )
 from saeinterp.report.dashboard import render_dashboard
 from saeinterp.report.explainers import explainer_section
 from saeinterp.report.findings import findings
+from saeinterp.report.grades import absorption_of, grade_section
 from saeinterp.report.latents import example_table, latent_table
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
@@ -36,8 +39,9 @@ from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 1
+VERSION = 2
 T = TypeVar("T")
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def write_report_recipe(
@@ -49,6 +53,8 @@ def write_report_recipe(
     saes: Mapping[str, Sequence[Ref]],
     failures: Sequence[Failure],
     config: BaseModel,
+    grades: Mapping[str, Ref] = NONE,
+    review: Ref | None = None,
 ) -> Recipe:
     """The recipe of a report.
 
@@ -60,8 +66,10 @@ def write_report_recipe(
         saes: Model title to its `sae` artifacts.
         failures: Steps that did not finish.
         config: The run's configuration, printed in full.
+        grades: Model title to its `grades` artifact, where layers were graded.
+        review: The review of an outside table, where the grades are of one.
     """
-    given = [item for item in (explainer_comparison, model_comparison) if item is not None]
+    given = [item for item in (explainer_comparison, model_comparison, review) if item is not None]
     return Recipe(
         kind="report",
         name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "report",
@@ -72,10 +80,12 @@ def write_report_recipe(
             "model_comparison": model_comparison is not None,
             "health": [[side, len(items)] for side, items in health.items()],
             "saes": [[side, len(items)] for side, items in saes.items()],
+            "grades": list(grades),
+            "review": review is not None,
             "failures": [failure.model_dump() for failure in failures],
             "config": recipe_of(config),
         },
-        inputs=(*given, *_flat(health), *_flat(saes)),
+        inputs=(*given, *_flat(health), *_flat(saes), *grades.values()),
     )
 
 
@@ -89,6 +99,8 @@ def write_report(
     failures: Sequence[Failure],
     config: BaseModel,
     store: ArtifactStore,
+    grades: Mapping[str, Artifact] = NONE,
+    review: Artifact | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
@@ -108,13 +120,15 @@ def write_report(
         saes=saes,
         failures=failures,
         config=config,
+        grades=grades,
+        review=review,
     )
 
     def write(space: Workspace) -> None:
         report(0, 3, "parts of the report")
         lineage = Lineage(store)
-        roots = [item for item in (explainer_comparison, model_comparison) if item is not None]
-        roots += [*_flat(health), *_flat(saes)]
+        roots = [item for item in (explainer_comparison, model_comparison, review) if item is not None]
+        roots += [*_flat(health), *_flat(saes), *grades.values()]
         tables = space.out / "tables"
         tables.mkdir()
         latents = None
@@ -125,17 +139,28 @@ def write_report(
             write_table(tables, "latents", latents)
             write_table(tables, "examples", example_table(explainer_comparison, lineage))
         models = model_section(model_comparison) if model_comparison is not None else None
-        layers = tuple(layer_health(side, item) for side, items in health.items() for item in items)
+        titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
+        absorption = absorption_of(grades)
+        layers = tuple(
+            layer_health(side, item, title=titles[side, item.id], absorption=absorption.get((side, item.id)))
+            for side, items in health.items()
+            for item in items
+        )
         write_rows(tables, "layers", layer_rows(layers, HEALTH_COLUMNS))
-        write_rows(tables, "curves", curve_rows(saes))
-        write_rows(tables, "density", density_rows(health))
+        write_rows(tables, "curves", curve_rows(saes, titles))
+        write_rows(tables, "density", density_rows(health, layers))
         results = Results(
             title=title,
             setup=setup_lines(roots, lineage, comparison=explainer_comparison, section=section),
             explainers=section,
             models=models,
             layers=layers,
-            training=tuple(layer_training(side, item) for side, items in saes.items() for item in items),
+            grades=grade_section(grades, review=review),
+            training=tuple(
+                layer_training(side, item, title=titles[side, item.id])
+                for side, items in saes.items()
+                for item in items
+            ),
             failures=tuple(failures),
             findings=findings(explainer_comparison, section, layers, latents, failures),
             provenance=provenance(roots, lineage, config),

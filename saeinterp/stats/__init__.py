@@ -1,6 +1,7 @@
 """Statistics as pure functions over arrays: intervals, paired comparisons, power, classification metrics."""
 
 from saeinterp.stats.classification import Classification, always_yes, auroc, classification
+from saeinterp.stats.components import Component, component_interval, mean_component
 from saeinterp.stats.intervals import Interval, as_column, wilson_interval
 from saeinterp.stats.paired import (
     MIN_PAIRS,
@@ -14,16 +15,26 @@ from saeinterp.stats.paired import (
     mean_interval,
 )
 from saeinterp.stats.power import min_detectable, paired_power, pairs_needed
-from saeinterp.stats.resampling import OfTotals, PooledAuroc, Statistic, bootstrap_intervals, swap_p_values
+from saeinterp.stats.ranks import RankCorrelation, spearman
+from saeinterp.stats.resampling import (
+    OfTotals,
+    PooledAuroc,
+    Statistic,
+    bootstrap_intervals,
+    jackknife_errors,
+    swap_p_values,
+)
 from saeinterp.stats.wording import interval_text, number, p_text, paired_sentence, signed, verdict_words
 
 __all__ = [
     "MIN_PAIRS",
     "Classification",
+    "Component",
     "Interval",
     "OfTotals",
     "PairedComparison",
     "PooledAuroc",
+    "RankCorrelation",
     "SignFlips",
     "Statistic",
     "Verdict",
@@ -33,10 +44,13 @@ __all__ = [
     "bootstrap_intervals",
     "classification",
     "compare_paired",
+    "component_interval",
     "correlation",
     "holm",
     "interval_text",
+    "jackknife_errors",
     "mcnemar_exact",
+    "mean_component",
     "mean_interval",
     "min_detectable",
     "number",
@@ -45,6 +59,7 @@ __all__ = [
     "paired_sentence",
     "pairs_needed",
     "signed",
+    "spearman",
     "swap_p_values",
     "verdict_words",
     "wilson_interval",

@@ -167,6 +167,13 @@ def bootstrap_intervals(
     return intervals
 
 
+def jackknife_errors(statistic: Statistic, n: int) -> Floats:
+    """Jackknife standard error over `n` clusters of each value of the statistic [m]; NaN where undefined."""
+    if n < 2:
+        raise DataError("one cluster has no spread", field="jackknife", got=n, expected="at least two clusters")
+    return _jackknife_error(statistic, np.ones(n))
+
+
 def swap_p_values(statistic: Statistic, n: int, *, draws: int = DRAWS, seed: int = 0) -> list[float | None]:
     """Two-sided p of "sides are exchangeable" per value: A and B swapped for whole clusters, the statistic recomputed.
 

@@ -10,6 +10,7 @@ from saeinterp.subject.models import Subject, load_subject, load_tokenizer, subj
 from saeinterp.subject.preparing import prepare_subject, prepare_subject_recipe
 from saeinterp.subject.shards import activation_bytes
 from saeinterp.subject.streaming import streams
+from saeinterp.subject.tokenizers import same_tokenizer
 
 __all__ = [
     "ActivationCache",
@@ -37,6 +38,7 @@ __all__ = [
     "resolve",
     "resolve_device",
     "resolve_dtype",
+    "same_tokenizer",
     "splice",
     "streams",
     "subject_info",

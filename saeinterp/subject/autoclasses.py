@@ -77,3 +77,24 @@ def explained(model: str) -> Iterator[None]:
         raise SubjectError(
             f"cannot be loaded: {first_line(error)}", field="subject.model", got=model, next_step=hint
         ) from error
+
+
+def refuse_gaps(model: Any, loading: dict[str, Any], name: str) -> None:
+    """Refuse a checkpoint without all weights: transformers fills the gaps with random ones and only warns.
+
+    Args:
+        loading: What `from_pretrained` returns with `output_loading_info`.
+        name: What `subject.model` names.
+
+    Raises:
+        SubjectError: Naming a weight that is missing.
+    """
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise SubjectError(
+            f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}",
+            field="subject.model",
+            got=name,
+            expected="a checkpoint of a causal language model",
+            next_step="use the checkpoint that has a language-modelling head",
+        )

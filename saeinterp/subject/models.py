@@ -16,7 +16,7 @@ from typing import Any
 from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.config import Placement, SubjectConfig
 from saeinterp.errors import BudgetError, SubjectError
-from saeinterp.subject.autoclasses import auto_classes, explained, quiet
+from saeinterp.subject.autoclasses import auto_classes, explained, quiet, refuse_gaps
 from saeinterp.subject.origins import (
     DEMO,
     DEMO_WIDTH,
@@ -187,16 +187,7 @@ def _read(folder: Path, info: dict[str, Any], placement: Placement, main: str) -
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         weakref.finalize(model, stack.pop_all().close)
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        # transformers fills the gaps with random weights and only warns.
-        raise SubjectError(
-            f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}",
-            field="subject.model",
-            got=info["model"],
-            expected="a checkpoint of a causal language model",
-            next_step="use the checkpoint that has a language-modelling head",
-        )
+    refuse_gaps(model, loading, info["model"])
     return model if "device_map" in options else model.to(main)
 
 

@@ -72,7 +72,7 @@ def find_origin(config: SubjectConfig) -> Origin:
             next_step=f"check the path (looked at {path.absolute()})",
         )
     else:
-        return Origin("hub", model.rsplit("/", 1)[-1], None, _hub_commit(model, config.revision))
+        return Origin("hub", model.rsplit("/", 1)[-1], None, hub_commit(model, config.revision))
     if config.revision is not None:
         log.warning("subject.revision %r is ignored: %s is local", config.revision, model)
     return origin
@@ -103,13 +103,24 @@ def check_folder(folder: Path, *, weights: bool) -> None:
     Raises:
         SubjectError: Naming what is missing.
     """
+    adapter = (folder / "adapter_config.json").is_file()
     if not (folder / "config.json").is_file():
         raise SubjectError(
-            "the folder holds no config.json",
+            "the folder holds an adapter, no whole checkpoint" if adapter else "the folder holds no config.json",
             field="subject.model",
             got=str(folder),
             expected="a folder written by transformers' save_pretrained",
-            next_step="name the folder that holds config.json, or the .gguf file itself",
+            next_step="name its base as subject.model and this folder as subject.adapter"
+            if adapter
+            else "name the folder that holds config.json, or the .gguf file itself",
+        )
+    if adapter:
+        # transformers would load the base that the adapter names, from wherever, instead of this checkpoint.
+        raise SubjectError(
+            "the folder holds an adapter beside a checkpoint, and which of the two is meant is not clear",
+            field="subject.model",
+            got=str(folder),
+            next_step="move adapter_config.json and adapter_model.safetensors to a folder of their own",
         )
     if not weights:
         return
@@ -145,18 +156,22 @@ def download(origin: Origin, config: SubjectConfig) -> Path:
         try:
             files = HfApi().list_repo_files(config.model, revision=origin.commit)
         except network_errors() as error:
-            _raise_refusal(config.model, origin.commit, error)
+            raise_refusal(config.model, origin.commit, error)
             log.info("the hub does not answer (%s); using the local cache", first_line(error))
         else:
             if not any(name.endswith(".safetensors") for name in files):
                 raise _no_safetensors(config.model, [name for name in files if name.endswith(_PICKLES)])
     try:
         # Falls back to the cache by itself when the hub does not answer.
-        folder = Path(snapshot_download(config.model, revision=origin.commit, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                config.model, revision=origin.commit, allow_patterns=patterns, ignore_patterns=["adapter_*"]
+            )
+        )
     except network_errors() as error:
         if isinstance(error, OSError) and error.errno in (28, 122):  # full disk: the store explains that one
             raise
-        _raise_refusal(config.model, origin.commit, error)
+        raise_refusal(config.model, origin.commit, error)
         raise SubjectError(
             f"cannot be fetched from the hub ({first_line(error)})",
             field="subject.model",
@@ -207,15 +222,25 @@ def _no_safetensors(model: str, pickles: list[str]) -> SubjectError:
     )
 
 
-def _hub_commit(model: str, revision: str | None) -> str:
-    """The commit a hub revision stands for: from the hub, else from the local cache."""
+def hub_commit(
+    model: str, revision: str | None, *, field: str = "subject.model", kinds: str = _KINDS, file: str = "config.json"
+) -> str:
+    """The commit a hub revision stands for: from the hub, else from the local cache.
+
+    Args:
+        field: The configuration field that named the repository, for errors; `kinds` is what it accepts.
+        file: A file that every such repository has, looked for in the cache.
+
+    Raises:
+        SubjectError: There is no such repository or revision, or the hub is out of reach.
+    """
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    return _ask_hub_commit(model, revision)
+    return _ask_hub_commit(model, revision, field, kinds, file)
 
 
 @lru_cache(maxsize=64)
-def _ask_hub_commit(model: str, revision: str | None) -> str:
+def _ask_hub_commit(model: str, revision: str | None, field: str, kinds: str, file: str) -> str:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -225,16 +250,16 @@ def _ask_hub_commit(model: str, revision: str | None) -> str:
         assert info.sha is not None
         return str(info.sha)
     except HFValidationError as error:
-        raise _not_found(model, "not a folder here, and not a valid hub id") from error
+        raise _not_found(model, "not a folder here, and not a valid hub id", field, kinds) from error
     except network_errors() as error:
-        _raise_refusal(model, revision, error)
-        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+        raise_refusal(model, revision, error, field=field, kinds=kinds)
+        cached = try_to_load_from_cache(model, file, revision=revision)
         if not isinstance(cached, str):
             raise SubjectError(
                 f"not a folder here, and the Hugging Face hub cannot be reached ({first_line(error)})",
-                field="subject.model",
+                field=field,
                 got=model,
-                expected=_KINDS,
+                expected=kinds,
                 next_step="check the spelling and the network (HF_HUB_OFFLINE, proxy), or name a local folder",
             ) from error
     return Path(cached).parent.name
@@ -247,33 +272,35 @@ def network_errors() -> tuple[type[Exception], ...]:
     return OSError, HfHubHTTPError.__bases__[0]
 
 
-def _raise_refusal(model: str, revision: str | None, error: Exception) -> None:
+def raise_refusal(
+    model: str, revision: str | None, error: Exception, *, field: str = "subject.model", kinds: str = _KINDS
+) -> None:
     """Raise when the hub answered and said no; return when it did not answer."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
         raise SubjectError(
             "is gated on the hub",
-            field="subject.model",
+            field=field,
             got=model,
             next_step=f"accept its terms at https://huggingface.co/{model}, then set HF_TOKEN to that account's token",
         ) from error
     if isinstance(error, RevisionNotFoundError):
         raise SubjectError(
             "has no such revision",
-            field="subject.revision",
+            field="subject.revision" if field == "subject.model" else f"{field}_revision",
             got=f"{model}@{revision}",
             next_step=f"choose one of https://huggingface.co/{model}/tree/main",
         ) from error
     if isinstance(error, RepositoryNotFoundError):
-        raise _not_found(model, "not a folder here, and no public repository on the hub") from error
+        raise _not_found(model, "not a folder here, and no public repository on the hub", field, kinds) from error
 
 
-def _not_found(model: str, problem: str) -> SubjectError:
+def _not_found(model: str, problem: str, field: str, kinds: str) -> SubjectError:
     return SubjectError(
         problem,
-        field="subject.model",
+        field=field,
         got=model,
-        expected=_KINDS,
+        expected=kinds,
         next_step="check the spelling; a private repository needs HF_TOKEN",
     )

@@ -9,94 +9,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from planted_health import (
-    HOOKPOINTS,
-    Prepared,
-    planted_sums,
-    prepare,
-    random_sae,
-    sae_artifact,
-    write_repetitive_corpus,
-)
+from planted_health import HOOKPOINTS, Prepared, prepare
+from planted_models import CONFIG, NAMES, compare, health, layer, side
 
-from saeinterp.artifacts import Artifact, ArtifactStore
+from saeinterp.artifacts import ArtifactStore
 from saeinterp.compare import compare_models, compare_models_recipe
-from saeinterp.compare.layers import LayerHealth, MetricDifference, compare_layers
+from saeinterp.compare.layers import MetricDifference, compare_layers
 from saeinterp.compare.models import ModelComparison
-from saeinterp.config import ComparisonConfig, HealthConfig
+from saeinterp.compare.sides import LayerHealth, Place
+from saeinterp.config import HealthConfig
 from saeinterp.errors import ComparabilityError, ConfigError
-from saeinterp.health import DocumentSums, evaluate_health
-
-NAMES = ("Real", "Control")
-CONFIG = ComparisonConfig(bootstrap=400)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def shared_store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(tmp_path_factory.mktemp("models") / "runs")
-
-
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_repetitive_corpus(tmp_path_factory.mktemp("repetitive") / "documents.jsonl")
-
-
-@pytest.fixture(scope="module")
-def real(shared_store: ArtifactStore, planted_folder: Path, documents: Path) -> Prepared:
-    return prepare(shared_store, planted_folder, documents)
-
-
-@pytest.fixture(scope="module")
-def control(shared_store: ArtifactStore, planted_folder: Path, documents: Path) -> Prepared:
-    return prepare(shared_store, planted_folder, documents, control=True)
-
-
-def health(
-    store: ArtifactStore,
-    parts: Prepared,
-    hookpoint: str = "layers.1",
-    *,
-    health_config: HealthConfig | None = None,
-    **sae: Any,
-) -> Artifact:
-    training = {key: sae.pop(key) for key in ("lr",) if key in sae}
-    trained = sae_artifact(store, random_sae(64, **sae), parts.activations, hookpoint=hookpoint, **training)
-    return evaluate_health(
-        parts.artifact,
-        parts.corpus,
-        parts.activations,
-        trained,
-        hookpoint=hookpoint,
-        config=health_config or HealthConfig(bootstrap=200),
-        store=store,
-    )
-
-
-def compare(store: ArtifactStore, a: list[Artifact], b: list[Artifact], **config: Any) -> ModelComparison:
-    made = compare_models(a, b, config=CONFIG.model_copy(update=config), names=NAMES, store=store)
-    return ModelComparison.model_validate_json(made.file("comparison.json").read_bytes())
-
-
-def layer(sums: DocumentSums, **change: Any) -> LayerHealth:
-    values: dict[str, Any] = {"layer": 1, "dead_fraction": 0.1}
-    for metric in ("loss_recovered", "loss_recovered_mean_ablation", "delta_ce", "fvu"):
-        values[metric] = {"value": sums.value(metric), "low": None, "high": None, "reason": None}
-    return LayerHealth({**values, **change}, sums)
+from saeinterp.health import DocumentSums
 
 
 def difference(a: LayerHealth, b: LayerHealth, metric: str, **options: Any) -> MetricDifference:
-    found = compare_layers({"layers.1": (a, b)}, titles=("A", "B"), draws=400, **options)
-    return next(row for row in found.metrics["layers.1"] if row.metric == metric)
-
-
-def side(seed: int, *, fvu: float = 0.25, spliced: float = 4.0, count: int = 60, **options: Any) -> DocumentSums:
-    return planted_sums(count, clean=3.0, spliced=spliced, zero=11.0, fvu=fvu, seed=seed, **options)
+    place = Place("layers.1")
+    found = compare_layers({place: ((a,), (b,))}, titles=("A", "B"), draws=400, **options)
+    return next(row for row in found.metrics[place] if row.metric == metric)
 
 
 def test_a_clear_difference_is_said_with_its_direction() -> None:
@@ -129,7 +58,8 @@ def test_documents_are_resampled_jointly_so_shared_hardness_cancels() -> None:
     shifted[:, 3] += 0.05 * a.sums[:, 1]
     b = DocumentSums(a.doc_ids, shifted)
     joint = difference(layer(a), layer(b), "delta_ce")
-    apart = difference(layer(a), layer(b), "delta_ce", same_documents=False)
+    elsewhere = DocumentSums(b.doc_ids + len(b.doc_ids), b.sums)
+    apart = difference(layer(a), layer(elsewhere), "delta_ce")
     assert joint.difference == pytest.approx(0.05)
     assert joint.low == pytest.approx(0.05, abs=1e-9)
     assert apart.low is not None
@@ -169,7 +99,7 @@ def test_too_few_documents_give_a_difference_without_a_verdict() -> None:
 
 
 def test_layers_are_summed_up_without_a_test() -> None:
-    pairs = {f"layers.{i}": (layer(side(i)), layer(side(10 + i, fvu=0.25 + 0.05 * i))) for i in range(3)}
+    pairs = {Place(f"layers.{i}"): ((layer(side(i)),), (layer(side(10 + i, fvu=0.25 + 0.05 * i)),)) for i in range(3)}
     found = compare_layers(pairs, titles=("A", "B"), draws=400)
     row = next(row for row in found.summary if row.metric == "fvu")
     differences = [rows[3].difference for rows in found.metrics.values()]
@@ -311,8 +241,9 @@ def test_the_table_has_one_row_per_layer_and_metric(
     made = compare_models(a, b, config=CONFIG, names=NAMES, store=shared_store)
     table = pl.read_parquet(made.file("layers.parquet"))
     assert table.columns == [
-        "hookpoint", "metric", "a", "b", "a_low", "a_high", "b_low", "b_high",
-        "difference", "low", "high", "verdict", "n_documents", "note",
+        "hookpoint", "dataset", "recipe", "metric", "a", "b", "a_low", "a_high", "b_low", "b_high",
+        "difference", "low", "high", "verdict", "n_documents",
+        "saes_a", "saes_b", "models_low", "models_high", "models_verdict", "note",
     ]  # fmt: skip
     assert len(table) == 2 * 5
     row = table.row(by_predicate=(pl.col("hookpoint") == "layers.0") & (pl.col("metric") == "fvu"), named=True)

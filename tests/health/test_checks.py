@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from saeinterp.health import integrity_checks
+from saeinterp.health.checks import printed_check
 
 SOUND: dict[str, Any] = {
     "tokens": 1000,
@@ -79,3 +80,49 @@ def test_what_is_not_in_the_table_is_not_checked() -> None:
 def test_details_name_the_numbers() -> None:
     (check,) = integrity_checks({"l0_max": 33, "k": 32})
     assert check == ("L0 ≤ k", False, "largest L0 33, k = 32")
+
+
+def test_an_interval_that_misses_its_value_is_caught_by_name() -> None:
+    row = {"fvu": {"value": 0.25, "low": 0.2, "high": 0.3}, "loss_recovered": {"value": 0.9, "low": 0.91, "high": 0.95}}
+    (check,) = integrity_checks(row)
+    assert check == ("intervals contain their values", False, "loss_recovered 0.9 outside 0.91 to 0.95")
+    assert integrity_checks({"fvu": {"value": 0.2, "low": 0.2, "high": 0.3}})[0].passed
+    assert integrity_checks({"fvu": {"value": 0.2, "low": None, "high": None}}) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "rounding", "broken"),
+    [
+        ({"l0_mean": 32.04, "k": 32}, {"l0_mean": 0.05}, []),
+        ({"l0_mean": 32.04, "k": 32}, {"l0_mean": 0.005}, ["L0 ≤ k"]),
+        ({"dead_fraction": 0.333, "num_latents": 300}, {"dead_fraction": 0.0005}, []),
+        (
+            {"dead_fraction": 0.333, "num_latents": 310},
+            {"dead_fraction": 0.0005},
+            ["dead fraction × latents is an integer"],
+        ),
+        (
+            {"dead_fraction": 0.3325, "num_latents": 300},
+            {"dead_fraction": 0.00005},
+            ["dead fraction × latents is an integer"],
+        ),
+        (
+            {"l0_mean": 43.58, "dead_fraction": 0.8912, "num_latents": 400},
+            {"l0_mean": 0.05, "dead_fraction": 5e-5},
+            ["dead fraction × latents is an integer"],
+        ),
+    ],
+)
+def test_printed_digits_leave_their_rounding_and_no_more(
+    row: dict[str, Any], rounding: dict[str, float], broken: list[str]
+) -> None:
+    assert [check.name for check in integrity_checks(row, rounding=rounding) if not check.passed] == broken
+
+
+@pytest.mark.parametrize(
+    ("printed", "half_step", "passed"), [(71.28, 0.005, True), (71.1, 0.05, False), (71.3, 0.05, True), (71, 0.5, True)]
+)
+def test_a_printed_number_is_right_to_its_last_digit(printed: float, half_step: float, passed: bool) -> None:
+    check = printed_check("mean", printed, 71.278, half_step=half_step, unit="%")
+    assert check.passed == passed
+    assert check.detail.endswith("computed 71.28%")

@@ -7,18 +7,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from planted_health import HOOKPOINTS, Prepared, prepare, random_sae, signed_identity, silent_sae
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import CorpusConfig, CorpusSource, SplitTokens, SubjectConfig
-from saeinterp.errors import DataError
-from saeinterp.health import Reconstruction, RowMask, health_values, measure_reconstruction
+from saeinterp.errors import ConfigError, DataError
+from saeinterp.health import Reconstruction, RowMask, Site, health_values, measure_reconstruction, measure_sites
 from saeinterp.health.documents import COLUMNS
 from saeinterp.sae import TopKSae
 from saeinterp.subject import (
@@ -103,6 +104,64 @@ def test_a_silent_sae_recovers_nothing_and_every_latent_is_dead(planted: Prepare
     assert (found["dead"], found["alive"], found["dead_fraction"], found["l0_max"]) == (16, 0, 1.0, 0)
 
 
+class _Logits(NamedTuple):
+    logits: Tensor
+
+
+class LinearModel(torch.nn.Module):
+    """Token v is `a` along axis v, one block does nothing, the head reads the axes: no norm, so all is linear."""
+
+    def __init__(self, size: int, a: float) -> None:
+        super().__init__()
+        self.config = PretrainedConfig(num_hidden_layers=1)
+        self.embedding = torch.nn.Embedding(size, size, _weight=a * torch.eye(size))
+        self.layers = torch.nn.ModuleList([torch.nn.Identity()])
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False) -> _Logits:
+        return _Logits(self.layers[0](self.embedding(input_ids)))
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.8, 1.5])
+def test_a_linear_subject_has_loss_recovered_and_explained_variance_in_closed_form(scale: float) -> None:
+    # Texts repeat one token each, so with x = a e_v and x_hat = s x: CE(s) = ln(1 + (V - 1) exp(-s a)), clean is s = 1,
+    # zeroed s = 0 (ln V), and KL(clean | s) follows from the same two probabilities. Every axis comes equally often:
+    # E|x|^2 = a^2 and |E x|^2 = a^2 / V, so FVU = (1 - s)^2 V / (V - 1).
+    size, a, length = 12, 2.0, 9
+    subject = Subject(LinearModel(size, a), None, "linear", 1, size, size, "cpu", "float32")
+    arrays = (np.zeros(length, np.int32),) * 2
+    contexts = [
+        Context(v, "health", np.full(length, v, np.int32), np.full(length, v, np.int32), *arrays) for v in range(size)
+    ]
+    result = measure_reconstruction(
+        subject,
+        contexts,
+        {"layers.0": signed_identity(size, scale=scale)},
+        means={"layers.0": torch.full((size,), a / size)},
+        masks={"layers.0": RowMask()},
+        batch_contexts=5,
+    )["layers.0"]
+
+    def ce(factor: float) -> float:
+        return math.log1p((size - 1) * math.exp(-factor * a))
+
+    def kl(factor: float) -> float:
+        right = math.exp(-ce(1.0))
+        wrong = (1 - right) / (size - 1)
+        other = math.exp(-factor * a - ce(factor))
+        return right * math.log(right / math.exp(-ce(factor))) + (size - 1) * wrong * math.log(wrong / other)
+
+    recovered = (ce(0) - ce(scale)) / (ce(0) - ce(1))
+    fvu = (1 - scale) ** 2 * size / (size - 1)
+    found = {name: result.documents.value(name) for name in ("loss_recovered", "kl_recovered", "explained_variance")}
+    assert found["loss_recovered"] == pytest.approx(recovered, abs=1e-5)
+    assert found["kl_recovered"] == pytest.approx(1 - kl(scale) / kl(0), abs=1e-5)
+    assert found["explained_variance"] == pytest.approx(1 - fvu, abs=1e-6)
+    assert result.documents.value("ce_mean") == pytest.approx(math.log(size), abs=1e-6)
+
+
 def test_a_subject_zeroed_everywhere_predicts_uniformly(planted: Prepared) -> None:
     found = values(measure(planted, silent_sae(D)))
     assert found["ce_zero"] == pytest.approx(math.log(planted.subject.vocab_size), abs=1e-6)
@@ -175,6 +234,37 @@ def test_losses_equal_those_of_plain_hooks_with_biases_and_learned_positions(con
     assert measure(parts, random_sae(D), mask=RowMask()).uniform_ce is None
 
 
+class ShiftedNorm(torch.nn.Module):
+    """A norm with an offset that is not called a bias."""
+
+    def __init__(self, size: int, shift: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(size))
+        self.beta = torch.nn.Parameter(torch.full((size,), shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * self.weight + self.beta
+
+
+def test_a_norm_that_adds_something_makes_no_claim_of_uniform_output(control: Prepared) -> None:
+    shifted = load_subject(control.artifact)
+    shifted.model.model.norm = ShiftedNorm(D, 5.0)
+    result = measure(control._replace(subject=shifted), silent_sae(D), mask=RowMask())
+    assert result.uniform_ce is None
+    assert abs(values(result)["ce_zero"] - math.log(shifted.vocab_size)) > 0.01
+    unshifted = load_subject(control.artifact)
+    unshifted.model.model.norm = ShiftedNorm(D, 0.0)
+    assert measure(control._replace(subject=unshifted), silent_sae(D)).uniform_ce is not None
+
+
+def test_tied_embeddings_leave_zeros_uniform(control: Prepared) -> None:
+    tied = load_subject(control.artifact)
+    tied.model.lm_head.weight = tied.model.model.embed_tokens.weight
+    found = values(measure(control._replace(subject=tied), silent_sae(D)))
+    assert found["ce_zero"] == pytest.approx(found["uniform_ce"], abs=1e-6)
+    assert found["uniform_ce"] == pytest.approx(math.log(tied.vocab_size))
+
+
 def test_kl_equals_the_textbook(control: Prepared) -> None:
     sae = random_sae(D)
     result = measure(control, sae)
@@ -234,6 +324,21 @@ def test_the_last_token_of_a_context_predicts_nothing(planted: Prepared) -> None
     assert found["predictions"] == found["tokens"] - len(planted.contexts)
 
 
+def test_l0_before_topk_counts_every_positive_latent(planted: Prepared) -> None:
+    sae = random_sae(D, k=6)
+    result = measure(planted, sae)
+    counts = []
+    for context, keep in zip(planted.contexts, result.usable, strict=True):
+        ids = torch.from_numpy(context.token_ids.astype(np.int64))[None]
+        x = capture(planted.subject.model, ids, None, [HOOKPOINT])[HOOKPOINT][0][torch.from_numpy(keep)]
+        counts.append(((x @ sae.W_enc.T) > 0).sum(1))
+    expected = float(torch.cat(counts).double().mean())
+    assert values(result)["l0_preact"] == pytest.approx(expected, rel=1e-3)
+    assert values(result)["l0_preact"] > 6
+    signed = dataclasses.replace(sae, activation="abs_topk")
+    assert values(measure(planted, signed))["l0_preact"] is None
+
+
 def test_l0_counts_the_code_used_and_firings_add_up(planted: Prepared) -> None:
     result = measure(planted, random_sae(D, k=6))
     found = values(result)
@@ -285,6 +390,39 @@ def test_several_hookpoints_share_one_clean_pass(control: Prepared) -> None:
         assert together[name].documents.sums == pytest.approx(alone.documents.sums, rel=1e-6)
 
 
+def test_saes_of_one_hookpoint_share_its_ablated_passes(control: Prepared) -> None:
+    cache = ActivationCache.open(control.activations, HOOKPOINT)
+    mask = RowMask.of(cache)
+    sites = {seed: Site(HOOKPOINT, random_sae(D, seed=seed), cache.mean, mask) for seed in range(3)}
+    contexts = control.contexts[:8]
+    found = measure_sites(control.subject, contexts, sites, splice="unmasked", batch_contexts=4)
+    # Two batches, three SAEs; one pass each for zeros and means whatever the number of SAEs. layers.1 is the second of
+    # three blocks, so all but the clean passes run a third of the model.
+    assert (found.passes.clean, found.passes.spliced, found.passes.ablated, found.passes.probes) == (2, 6, 4, 0)
+    assert found.passes.full == pytest.approx(2 + 10 / 3)
+    for seed, site in sites.items():
+        alone = measure_sites(control.subject, contexts, {0: site}, splice="unmasked", batch_contexts=4).results[0]
+        assert (found.results[seed].documents.sums == alone.documents.sums).all()
+
+
+def test_an_sae_that_fails_leaves_the_others_as_they_are(control: Prepared) -> None:
+    cache = ActivationCache.open(control.activations, HOOKPOINT)
+    mask = RowMask.of(cache)
+    broken = dataclasses.replace(random_sae(D), b_dec=torch.full((D,), float("inf")))
+    sites = {
+        "good": Site(HOOKPOINT, random_sae(D), cache.mean, mask),
+        "broken": Site(HOOKPOINT, broken, cache.mean, mask),
+        "nowhere": Site("layers.9", random_sae(D), cache.mean, mask),
+    }
+    found = measure_sites(control.subject, control.contexts, sites, dataset="held-out")
+    assert set(found.results) == {"good"}
+    assert "layers.2" in str(found.failures["nowhere"])
+    assert "first in context" in str(found.failures["broken"])
+    assert "of held-out" in str(found.failures["broken"])
+    alone = measure(control, random_sae(D), mask=mask)
+    assert (found.results["good"].documents.sums == alone.documents.sums).all()
+
+
 def test_packed_contexts_give_every_document_its_own_tokens(
     planted_folder: Path, documents: Path, shared_store: ArtifactStore
 ) -> None:
@@ -332,6 +470,11 @@ def test_nan_activations_name_the_clean_run(planted: Prepared) -> None:
         measure(planted._replace(subject=broken), random_sae(D))
 
 
+def test_a_hookpoint_that_names_no_module_is_refused_with_the_nearest(planted: Prepared) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.layers\.1\.mlp'"):
+        measure(planted, random_sae(D), hookpoint="layers.1.mpl")
+
+
 def test_no_contexts_is_an_error_with_a_next_step(planted: Prepared) -> None:
     with pytest.raises(DataError, match=r"no contexts.*corpus\.fractions\.health"):
         measure(planted, random_sae(D), contexts=[])
@@ -362,20 +505,22 @@ def test_smollm2_zeroed_is_uniform_over_49152_tokens(
     contexts = read_contexts(build_corpus(artifact, config=corpus_config, store=store), splits="health")
     one_each = {int(context.doc_ids[0]): context for context in contexts}
     name, d = "layers.20", 576
-    result = measure_reconstruction(
+    saes = {"identity": signed_identity(d), "silent": silent_sae(d)}
+    result = measure_sites(
         load_subject(artifact),
         [*one_each.values()][:8],
-        {name: signed_identity(d)},
-        means={name: torch.zeros(d)},
-        masks={name: RowMask()},
-    )[name]
-    found = values(result)
+        {kind: Site(name, sae, torch.zeros(d), RowMask()) for kind, sae in saes.items()},
+    ).results
+    found = {kind: values(item) for kind, item in result.items()}
     # Zeros stay zeros through a bias-free RMSNorm model, also in bfloat16; float32 log-softmax rounds to 1e-6.
-    assert found["ce_zero"] == pytest.approx(10.80267, abs=1e-5)
+    assert found["identity"]["ce_zero"] == pytest.approx(10.80267, abs=1e-5)
+    assert found["identity"]["uniform_ce"] == pytest.approx(10.80267, abs=1e-5)
     if weights == "pretrained":
-        assert found["ce_clean"] < 7
-        assert found["loss_recovered"]["value"] == 1.0
+        assert found["identity"]["ce_clean"] < 7
+        assert found["identity"]["loss_recovered"]["value"] == 1.0
+        assert found["silent"]["loss_recovered"]["value"] == pytest.approx(0.0, abs=1e-6)
     else:
         # No better than uniform, so there is nothing to recover.
-        assert found["ce_clean"] > 10.7
-        assert found["loss_recovered"]["value"] is None
+        assert found["identity"]["ce_clean"] > 10.7
+        assert found["identity"]["loss_recovered"]["value"] is None
+        assert "must exceed 0.1" in found["identity"]["loss_recovered"]["reason"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeinterp.report.format import Style, listing, markdown_text, number, plural, short, visible, with_interval
@@ -48,6 +48,7 @@ def test_control_and_bidirectional_characters_become_visible() -> None:
     assert visible("Ünïcode 漢字 🙂") == "Ünïcode 漢字 🙂"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_visible_text_holds_nothing_that_a_terminal_or_browser_obeys(text: str) -> None:
     shown = visible(text)
@@ -55,6 +56,7 @@ def test_visible_text_holds_nothing_that_a_terminal_or_browser_obeys(text: str) 
     assert not set(shown) & set("\n\r\t\x00\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>&|*_`[]()!\\$~ab\n\"'/", max_size=30))
 def test_untrusted_text_in_a_markdown_table_is_one_cell_of_plain_text(text: str) -> None:
     from markdown_it import MarkdownIt

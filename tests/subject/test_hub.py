@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from planted_adapters import adapted_logits, write_adapter
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import CorpusSource, SubjectConfig
@@ -106,6 +108,22 @@ def test_a_hub_model_is_pinned_to_its_commit_fetched_and_loaded(
     asked = len(hub.requests)
     assert prepare_subject_recipe(config.model_copy(update={"revision": COMMIT})).hash == made.hash
     assert len(hub.requests) == asked
+
+
+def test_a_hub_adapter_is_pinned_to_its_commit_and_merged(hub: Hub, store: ArtifactStore, planted_folder: Path) -> None:
+    folder = write_adapter(store.root.parent / "lora", planted_folder)
+    hub.files |= {path.name: path.read_bytes() for path in folder.glob("adapter_*")}
+    config = SubjectConfig(model="org/planted", adapter="org/lora", dtype="float32")
+    made = prepare_subject(config, store=store)
+    about = subject_info(made)["adapter"]
+    assert (about["commit"], about["title"]) == (COMMIT, "lora")
+    ids = torch.arange(3, 20)[None]
+    found = load_subject(made, device="cpu").model(input_ids=ids).logits
+    torch.testing.assert_close(found, adapted_logits(planted_folder, folder, ids), rtol=1e-4, atol=1e-4)
+    with pytest.raises(SubjectError, match=r"subject\.adapter: is gated on the hub"):
+        prepare_subject(config.model_copy(update={"adapter": "org/gated"}), store=store)
+    with pytest.raises(SubjectError, match=r"subject\.adapter_revision: has no such revision"):
+        prepare_subject(config.model_copy(update={"adapter_revision": "nonsense"}), store=store)
 
 
 def test_only_description_and_safetensors_are_fetched(hub: Hub, store: ArtifactStore) -> None:
