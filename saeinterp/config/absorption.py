@@ -13,7 +13,7 @@ class AbsorptionConfig(Config):
     enabled: bool = place(True)
     """Measure it."""
     words: int = Field(5000, ge=1)
-    """Words: a seeded sample of the single-token words in the vocabulary (SAEBench takes all)."""
+    """Words: a seeded sample of the vocabulary's single-token words, balanced over letters (SAEBench takes all)."""
     context_examples: int = Field(10, ge=0)
     """Solved examples before the word, drawn for each prompt."""
     test_fraction: float = Field(0.2, gt=0, lt=1)

@@ -50,13 +50,16 @@ class Prompt(NamedTuple):
 def choose_words(tokenizer: Any, *, config: AbsorptionConfig) -> Words:
     """Draw words and split them; fewer than `config.words` where the vocabulary has no more, maybe none.
 
+    Letters are drawn equally often as far as they have words, since each counts equally in the end: a plain sample of
+    5,000 would leave two test words in X.
+
     A word is a vocabulary entry of ASCII letters, with or without a leading space, that is one token in its place in
     a prompt. "cat" and " cat" are one word, taken with the space; "Cat" is another, on the same side of the split.
     """
     rng = np.random.default_rng([config.seed, 0])
     entries = _vocabulary(tokenizer)
     chosen: list[tuple[str, int]] = []
-    order = rng.permutation(len(entries))
+    order = _by_turns(entries, rng.permutation(len(entries)))
     for start in range(0, len(order), _BLOCK):
         block = [entries[index] for index in order[start : start + _BLOCK]]
         chosen.extend(entry for entry, fits in zip(block, _single_tokens(tokenizer, block), strict=True) if fits)
@@ -142,6 +145,17 @@ def _vocabulary(tokenizer: Any) -> list[tuple[str, int]]:
         if _WORD.fullmatch(text) and (text.startswith(" ") or text not in found):
             found[text.strip()] = (text, index)
     return sorted(found.values(), key=lambda entry: entry[1])
+
+
+def _by_turns(entries: Sequence[tuple[str, int]], order: np.ndarray) -> list[int]:
+    """The same indices, one of each letter in turn until it has no more."""
+    turn = Counter[str]()
+    keys = []
+    for position, index in enumerate(order):
+        letter = entries[index][0].strip()[0].upper()
+        keys.append((turn[letter], position, int(index)))
+        turn[letter] += 1
+    return [index for _, _, index in sorted(keys)]
 
 
 def _single_tokens(tokenizer: Any, entries: Sequence[tuple[str, int]]) -> list[bool]:

@@ -220,7 +220,7 @@ def test_the_recipe_needs_no_artifact_and_counts_what_matters(probes: Artifact) 
 @pytest.mark.slow
 def test_smollm2_knows_its_letters_and_an_sae_of_few_latents_does_not(smollm2: Path, store: ArtifactStore) -> None:
     # Fewer words and shorter prompts than the defaults, which find 26 letters (see the method page).
-    config = CONFIG.model_copy(update={"words": 2500, "context_examples": 4, "probe_batch": 32})
+    config = CONFIG.model_copy(update={"words": 2500, "context_examples": 4})
     subject = prepare_subject(SubjectConfig(model=str(smollm2)), store=store)
     found = letter_probes(subject, hookpoints=[SMOLLM2_HOOKPOINT], config=config, store=store)[SMOLLM2_HOOKPOINT]
     content = read_letter_probes(found)

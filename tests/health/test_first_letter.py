@@ -135,6 +135,16 @@ def test_a_seed_gives_the_same_words_and_prompts_and_another_does_not(tokenizer:
     assert [p.text for p in make_prompts(one, config=other)] != [p.text for p in make_prompts(one, config=CONFIG)]
 
 
+def test_letters_are_drawn_equally_often_as_far_as_they_have_words(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(
+        write_letter_subject(tmp_path / "subject")
+    )  # 400 words in A, 40 in others
+    few = choose_words(tokenizer, config=CONFIG.model_copy(update={"words": 260}))
+    assert np.bincount(few.letters).tolist() == [10] * 26
+    many = choose_words(tokenizer, config=CONFIG.model_copy(update={"words": 1200}))
+    assert np.bincount(many.letters).tolist() == [200] + [40] * 25
+
+
 def test_entries_that_are_several_tokens_in_a_prompt_are_left_out() -> None:
     entries = ["<unk>", "\n", "a", "b", "c", "bc", "abc", "ab"]
     merges = [("b", "c"), ("a", "bc")]  # nothing makes "ab": it is in the vocabulary, and never in a text
