@@ -51,7 +51,7 @@ def choose_words(tokenizer: Any, *, config: AbsorptionConfig) -> Words:
     """Draw words and split them; fewer than `config.words` where the vocabulary has no more, maybe none.
 
     Letters are drawn equally often as far as they have words, since each counts equally in the end: a plain sample of
-    5,000 would leave two test words in X.
+    5,000 would leave two test words in X. Entries with a leading space go first: the others are mostly pieces.
 
     A word is a vocabulary entry of ASCII letters, with or without a leading space, that is one token in its place in
     a prompt. "cat" and " cat" are one word, taken with the space; "Cat" is another, on the same side of the split.
@@ -148,10 +148,13 @@ def _vocabulary(tokenizer: Any) -> list[tuple[str, int]]:
 
 
 def _by_turns(entries: Sequence[tuple[str, int]], order: np.ndarray) -> list[int]:
-    """The same indices, one of each letter in turn until it has no more."""
+    """The same indices, one of each letter in turn until it has no more; those with a leading space first.
+
+    Where a vocabulary marks beginnings of words, entries without the mark are mostly pieces of words ("ilitating").
+    """
     turn = Counter[str]()
     keys = []
-    for position, index in enumerate(order):
+    for position, index in enumerate(sorted(order, key=lambda index: not entries[index][0].startswith(" "))):
         letter = entries[index][0].strip()[0].upper()
         keys.append((turn[letter], position, int(index)))
         turn[letter] += 1

@@ -98,16 +98,6 @@ def test_nothing_is_absorbed_where_families_have_latents_of_their_own_beside_the
     assert values["interval"]["reason"] == "the letters do not vary"
 
 
-def test_a_latent_that_adds_enough_to_f1_is_a_second_main_latent(probes: Artifact, store: ArtifactStore) -> None:
-    # Without the threshold on the gain all three families' latents become main latents, and nothing is absorbed.
-    config = CONFIG.model_copy(update={"f1_gain": 0.0})
-    artifact = measure(probes, absorbing_sae(), store, config=config)
-    a = pl.read_parquet(artifact.file("letters.parquet")).row(0, named=True)
-    assert sorted(a["main_latents"]) == [0, 26, 27, 28]
-    assert a["sparse_f1"][:4] == sorted(a["sparse_f1"][:4])
-    assert a["fraction"] == 0
-
-
 def test_a_random_sae_is_printed_beside_and_judged_by_the_same_rule(probes: Artifact, store: ArtifactStore) -> None:
     strict = CONFIG.model_copy(update={"min_sparse_f1": 0.9})
     values = read_absorption(measure(probes, letter_sae(), store, config=strict))
@@ -150,7 +140,7 @@ def test_a_latent_that_shares_the_work_absorbs_its_share(probes: Artifact, store
     # Letter i is carried by two latents along its direction, with shares s and 1 - s of the projection. Either alone
     # tells the letter, so one is the main latent and the other absorbs what it carries.
     rows = directions()[:26]
-    share = torch.linspace(0.41, 0.59, 26)[:, None]
+    share = torch.linspace(0.45, 0.55, 26)[:, None]
     encoder = torch.cat([share * rows, (1 - share) * rows])
     sae = TopKSae(encoder, torch.zeros(52), torch.cat([rows, rows]), torch.zeros(D_MODEL), k=2)
     artifact = measure(probes, sae, store)
@@ -162,7 +152,7 @@ def test_a_latent_that_shares_the_work_absorbs_its_share(probes: Artifact, store
         assert row["fraction"] == pytest.approx(absorbs, abs=0.02)
         assert row["full_absorption"] == 0
     assert values["value"] == pytest.approx(sum(row["fraction"] for row in letters) / 26)
-    assert 0.4 < values["low"] < values["value"] < values["high"] < 0.6
+    assert 0.44 < values["low"] < values["value"] < values["high"] < 0.56
     assert values["interval"]["method"].endswith("over letters, 200 draws")
     assert values["main_latents"] == 1
 

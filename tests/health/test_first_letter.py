@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def test_letters_are_drawn_equally_often_as_far_as_they_have_words(tmp_path: Pat
     assert np.bincount(few.letters).tolist() == [10] * 26
     many = choose_words(tokenizer, config=CONFIG.model_copy(update={"words": 1200}))
     assert np.bincount(many.letters).tolist() == [200] + [40] * 25
+
+
+def test_entries_that_begin_a_word_are_drawn_before_pieces_of_words() -> None:
+    tokenizer = byte_level()
+    everything = choose_words(tokenizer, config=CONFIG.model_copy(update={"words": 5000}))
+    spaced = [text for text in everything.texts if text.startswith(" ")]
+    assert 0 < len(spaced) < len(everything.texts)
+    most = min(Counter(text[1].upper() for text in spaced).values())
+    few = choose_words(tokenizer, config=CONFIG.model_copy(update={"words": 26 * most}))
+    assert sum(text.startswith(" ") for text in few.texts) >= 0.8 * len(few.texts)
+    assert sum(text.startswith(" ") for text in everything.texts) < 0.8 * len(everything.texts)
 
 
 def test_entries_that_are_several_tokens_in_a_prompt_are_left_out() -> None:
