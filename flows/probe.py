@@ -14,7 +14,7 @@ from flows.ending import Outcome
 from flows.runner import main, runner
 from saeinterp.artifacts import Artifact
 from saeinterp.config import ProbeLatentsConfig
-from saeinterp.health.labelled import read_labelled, split_rows
+from saeinterp.health.probing.labelled import read_labelled, split_rows
 from tasks.probing import probe_table
 from tasks.publish import MARKDOWN_LIMIT
 from tasks.step import finished, settle

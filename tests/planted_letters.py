@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saeinterp.health.first_letter import LETTERS
+from saeinterp.health.letters.words import LETTERS
 from saeinterp.sae import TopKSae
 
 D_MODEL = 64

@@ -15,8 +15,8 @@ from saeinterp.compare.model_sentences import LayerResult
 from saeinterp.compare.results import Result
 from saeinterp.compare.sides import MeasuredSae, Place, Side, input_of
 from saeinterp.config import WORST_CASE
-from saeinterp.health.grade_results import LayerGrades, SaeGrade
-from saeinterp.health.grades import decide
+from saeinterp.health.grading.results import LayerGrades, SaeGrade
+from saeinterp.health.grading.step import decide
 from saeinterp.stats import interval_text, number, signed
 
 METRIC = "loss_recovered"

@@ -33,7 +33,7 @@ from saeinterp.compare.results import Sentence
 from saeinterp.compare.sides import Side, ordered, places, read_side
 from saeinterp.compare.trends import LayerRow, depth_trends
 from saeinterp.config import ComparisonConfig
-from saeinterp.health.grades import read_grades
+from saeinterp.health.grading.step import read_grades
 
 __all__ = ["ModelComparison", "compare_models", "compare_models_recipe"]
 

@@ -1,10 +1,5 @@
 """Layer health: how well a subject works on an SAE's reconstructions, and how the dictionary is used."""
 
-from saeinterp.health.absorption import (
-    measure_absorption,
-    measure_absorption_recipe,
-    read_absorption,
-)
 from saeinterp.health.checks import Check, integrity_checks
 from saeinterp.health.decoder_cosine import TopCosine, decoder_top_cosine, random_top_cosines, top_cosine
 from saeinterp.health.documents import METRICS, DocumentSums
@@ -15,13 +10,18 @@ from saeinterp.health.evaluation import (
     evaluate_layers,
     read_health,
 )
-from saeinterp.health.grade_results import DatasetGrade, LayerGrades, SaeGrade
-from saeinterp.health.grades import grade_layers, grade_layers_recipe, grade_rows, read_grades
-from saeinterp.health.grading import Grade, grade_layer
-from saeinterp.health.letter_probes import LetterProbes, letter_probes, letter_probes_recipe, read_letter_probes
+from saeinterp.health.grading.results import DatasetGrade, LayerGrades, SaeGrade
+from saeinterp.health.grading.rules import Grade, grade_layer
+from saeinterp.health.grading.step import grade_layers, grade_layers_recipe, grade_rows, read_grades
+from saeinterp.health.letters.absorption import (
+    measure_absorption,
+    measure_absorption_recipe,
+    read_absorption,
+)
+from saeinterp.health.letters.probes import LetterProbes, letter_probes, letter_probes_recipe, read_letter_probes
 from saeinterp.health.overlap import Overlap, training_overlap
+from saeinterp.health.probing.step import probe_labels, probe_labels_recipe, read_probes
 from saeinterp.health.reconstruction import Measured, Site, measure_reconstruction, measure_sites
-from saeinterp.health.sparse_probing import probe_labels, probe_labels_recipe, read_probes
 from saeinterp.health.summary import MIN_GAP, health_checks, health_values
 from saeinterp.health.tally import Reconstruction, RowMask
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.config import recipe_of
-from saeinterp.health.grade_inputs import DATASET
+from saeinterp.health.grading.inputs import DATASET
 from saeinterp.report.format import Style, number
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.results import LayerHealth, LayerTraining, Provenance, Step

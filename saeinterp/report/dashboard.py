@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from saeinterp.health.grading import GRADED
+from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from saeinterp.artifacts import Artifact
 from saeinterp.config import WORST_CASE
 from saeinterp.health import LayerGrades, SaeGrade, read_grades
-from saeinterp.health.grade_comparison import GradeComparison, MetricMeans
-from saeinterp.health.grade_results import DatasetGrade, GradedMetric, Measured
-from saeinterp.health.grading import GRADED, PERCENT, TITLES, rule_text
-from saeinterp.health.importing import TableReview, read_review, read_table
+from saeinterp.health.grading.comparison import GradeComparison, MetricMeans
+from saeinterp.health.grading.results import DatasetGrade, GradedMetric, Measured
+from saeinterp.health.grading.rules import GRADED, PERCENT, TITLES, rule_text
+from saeinterp.health.imported.step import TableReview, read_review, read_table
 from saeinterp.report.format import Style
 from saeinterp.report.grade_results import (
     DatasetRow,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saeinterp.health.grading import GRADED
+from saeinterp.health.grading.rules import GRADED
 from saeinterp.report.format import markdown_text, number, plural, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Results

@@ -12,7 +12,7 @@ from typing import Any
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.compare.comparability import lineage as nodes
 from saeinterp.compare.comparability import scorer_name
-from saeinterp.health.grade_inputs import DATASET
+from saeinterp.health.grading.inputs import DATASET
 from saeinterp.report.format import listing, number, plural
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.results import ExplainerSection

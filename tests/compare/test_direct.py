@@ -18,7 +18,7 @@ from saeinterp.compare.sides import LayerHealth, Place
 from saeinterp.compare.trends import LayerRow, Trend, depth_trends
 from saeinterp.config import GradingConfig
 from saeinterp.errors import ComparabilityError, ConfigError
-from saeinterp.health.grades import grade_layers
+from saeinterp.health.grading.step import grade_layers
 
 NAMES = ("Base", "Finance")
 LAYERS = (4, 10, 16, 22, 28)

@@ -22,7 +22,7 @@ from saeinterp.health import (
     read_absorption,
     read_letter_probes,
 )
-from saeinterp.health.absorption import random_sae_like
+from saeinterp.health.letters.absorption import random_sae_like
 from saeinterp.sae import TopKSae
 from saeinterp.subject import prepare_subject
 

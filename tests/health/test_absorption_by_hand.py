@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saeinterp.health.absorption import WordAbsorption, absorbed
+from saeinterp.health.letters.absorption import WordAbsorption, absorbed
 from saeinterp.sae import TopKCode
 
 # The probe lies along the first axis. Cosines with it: latent 0 (main) 1, latents 1 and 2 (0.6), latent 3 (0.5),

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from saeinterp.config import AbsorptionConfig
-from saeinterp.health.first_letter import LETTERS, choose_words, make_prompts, tokenise_prompts, why_unusable
+from saeinterp.health.letters.words import LETTERS, choose_words, make_prompts, tokenise_prompts, why_unusable
 
 CONFIG = AbsorptionConfig(words=150, context_examples=4)
 

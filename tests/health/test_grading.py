@@ -23,10 +23,10 @@ from saeinterp.health import (
     grade_rows,
     read_grades,
 )
-from saeinterp.health.grade_comparison import compare_grades
-from saeinterp.health.grade_inputs import LayerRow
-from saeinterp.health.grade_results import Measured, SaeGrade
-from saeinterp.health.grading import GRADED, LABELS
+from saeinterp.health.grading.comparison import compare_grades
+from saeinterp.health.grading.inputs import LayerRow
+from saeinterp.health.grading.results import Measured, SaeGrade
+from saeinterp.health.grading.rules import GRADED, LABELS
 
 PASSING: dict[str, float | None] = {"loss_recovered": 0.9, "l0": 32.0, "dead_fraction": 0.05, "absorption": 0.1}
 METRICS = st.fixed_dictionaries(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from saeinterp.health.probes import Schedule, f1_scores, fit_dense, fit_logistic, fit_sparse, says_yes
+from saeinterp.health.letters.logistic import Schedule, f1_scores, fit_dense, fit_logistic, fit_sparse, says_yes
 from saeinterp.sae import TopKCode
 
 SCHEDULE = Schedule(epochs=6, batch=16, lr=1e-2, lr_end=1e-4, seed=3)

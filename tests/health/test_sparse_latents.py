@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saeinterp.config import AbsorptionConfig
-from saeinterp.health.sparse_latents import SparseProbes, columns, probe_code
+from saeinterp.health.letters.sparse_latents import SparseProbes, columns, probe_code
 from saeinterp.sae import TopKCode
 
 CONFIG = AbsorptionConfig(max_k=4, sparse_batch=32)

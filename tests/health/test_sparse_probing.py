@@ -20,9 +20,9 @@ from scipy import optimize, sparse
 from saeinterp.artifacts import Artifact, ArtifactStore
 from saeinterp.config import SparseProbingConfig
 from saeinterp.errors import ConfigError, DataError
-from saeinterp.health.k_sparse import choose, fit_dense, fit_k_sparse, permuted, quality
-from saeinterp.health.labelled import read_labelled, split_rows
-from saeinterp.health.sparse_probing import probe_labels, probe_labels_recipe, read_probes
+from saeinterp.health.probing.k_sparse import choose, fit_dense, fit_k_sparse, permuted, quality
+from saeinterp.health.probing.labelled import read_labelled, split_rows
+from saeinterp.health.probing.step import probe_labels, probe_labels_recipe, read_probes
 from saeinterp.sae import TopKSae
 
 LAYERS = ("layers.0", "layers.1")
@@ -160,7 +160,7 @@ def test_the_same_table_gives_the_same_bytes_wherever_it_lies(
 def test_a_killed_pass_goes_on_behind_its_last_chunk(
     probe: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saeinterp.health import pooled
+    from saeinterp.health.probing import pooled
 
     monkeypatch.setattr(pooled, "_CHUNK", 20)
     file = write(tmp_path / "kinds.jsonl", planted_texts(60))

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, write_json
 from saeinterp.config import WORST_CASE, GradingConfig, recipe_of
 from saeinterp.errors import ConfigError, DataError
-from saeinterp.health.grade_inputs import LayerRow, rows_of
-from saeinterp.health.grade_results import (
+from saeinterp.health.grading.inputs import LayerRow, rows_of
+from saeinterp.health.grading.results import (
     CheckResult,
     Counts,
     DatasetGrade,
@@ -22,8 +22,8 @@ from saeinterp.health.grade_results import (
     Measured,
     SaeGrade,
 )
-from saeinterp.health.grade_summary import best_of, means_of, reasons_of, recommendations_of, sentences_of, trends_of
-from saeinterp.health.grading import GRADED, LABELS, crossed, grade_layer, label
+from saeinterp.health.grading.rules import GRADED, LABELS, crossed, grade_layer, label
+from saeinterp.health.grading.summary import best_of, means_of, reasons_of, recommendations_of, sentences_of, trends_of
 from saeinterp.stats import interval_text
 
 VERSION = 1

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saeinterp.errors import DataError
-from saeinterp.health.imported_cells import (
+from saeinterp.health.imported.cells import (
     COUNT_COLUMNS,
     METRIC_COLUMNS,
     NUMBER,
@@ -22,7 +22,7 @@ from saeinterp.health.imported_cells import (
     printed_grade,
     quantities,
 )
-from saeinterp.health.imported_rows import Claim, ImportedModel, ImportedRow, hookpoint_of, rows_of_layer
+from saeinterp.health.imported.rows import Claim, ImportedModel, ImportedRow, hookpoint_of, rows_of_layer
 
 _HEADING = re.compile(r"#{1,6}\s+(.*)")
 _RULE = re.compile(r"\|?(\s*:?-+:?\s*\|)*\s*:?-+:?\s*\|?\s*")

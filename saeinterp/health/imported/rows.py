@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from saeinterp.health.checks import integrity_checks
-from saeinterp.health.grade_inputs import NOT_MEASURED, LayerRow
-from saeinterp.health.grade_results import Measured, Record
-from saeinterp.health.imported_cells import METRIC_COLUMNS, Place, Quantity
+from saeinterp.health.grading.inputs import NOT_MEASURED, LayerRow
+from saeinterp.health.grading.results import Measured, Record
+from saeinterp.health.imported.cells import METRIC_COLUMNS, Place, Quantity
 from saeinterp.stats import number
 
 UNNAMED = "not named"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from saeinterp.health.probes import SURE, fit_logistic
+from saeinterp.health.letters.logistic import SURE, fit_logistic
 from saeinterp.stats import auroc, classification
 
 Matrix = Any  # a scipy sparse matrix or a NumPy array

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from saeinterp.config import WORST_CASE, GradingConfig, Thresholds
-from saeinterp.health.grade_results import (
+from saeinterp.health.grading.results import (
     Best,
     Counts,
     DatasetGrade,
@@ -21,7 +21,7 @@ from saeinterp.health.grade_results import (
     SaeGrade,
     Trend,
 )
-from saeinterp.health.grading import GRADED, LABELS, PERCENT, TITLES, Metric, rule_text
+from saeinterp.health.grading.rules import GRADED, LABELS, PERCENT, TITLES, Metric, rule_text
 from saeinterp.stats import number, p_text, signed, spearman
 
 LEVEL = 0.05

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from saeinterp.errors import ConfigError, DataError
-from saeinterp.health.grade_inputs import NOT_MEASURED
-from saeinterp.health.grade_results import Measured
-from saeinterp.health.imported_cells import (
+from saeinterp.health.grading.inputs import NOT_MEASURED
+from saeinterp.health.grading.results import Measured
+from saeinterp.health.imported.cells import (
     COUNT_COLUMNS,
     METRIC_COLUMNS,
     Place,
@@ -29,8 +29,8 @@ from saeinterp.health.imported_cells import (
     printed_grade,
     quantities,
 )
-from saeinterp.health.imported_markdown import read_markdown
-from saeinterp.health.imported_rows import (
+from saeinterp.health.imported.markdown import read_markdown
+from saeinterp.health.imported.rows import (
     UNNAMED,
     ImportedModel,
     ImportedRow,

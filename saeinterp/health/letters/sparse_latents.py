@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from saeinterp.config import AbsorptionConfig
-from saeinterp.health.first_letter import LETTERS
-from saeinterp.health.probes import Schedule, f1_scores, fit_logistic, fit_sparse, says_yes
+from saeinterp.health.letters.logistic import Schedule, f1_scores, fit_logistic, fit_sparse, says_yes
+from saeinterp.health.letters.words import LETTERS
 from saeinterp.sae import TopKCode
 
 

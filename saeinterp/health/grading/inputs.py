@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from saeinterp.artifacts import MANIFEST, Artifact, read_json
 from saeinterp.health.checks import Check, integrity_checks
-from saeinterp.health.grade_results import Measured, NullValue
+from saeinterp.health.grading.results import Measured, NullValue
 from saeinterp.stats import number
 
 DATASET = "held-out"

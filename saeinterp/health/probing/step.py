@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
 from saeinterp.config import Placement, SparseProbingConfig, recipe_of
 from saeinterp.errors import ConfigError, DataError
-from saeinterp.health.absorption import random_sae_like
-from saeinterp.health.k_sparse import Fit, fit_dense, fit_k_sparse, permuted, quality
-from saeinterp.health.labelled import LabelledTexts, labelled_fingerprint, read_labelled, split_rows
-from saeinterp.health.pooled import Pooled, Site, contexts_of, pool_texts
-from saeinterp.health.probes import SURE
-from saeinterp.health.probing_report import probing_report
+from saeinterp.health.letters.absorption import random_sae_like
+from saeinterp.health.letters.logistic import SURE
+from saeinterp.health.probing.k_sparse import Fit, fit_dense, fit_k_sparse, permuted, quality
+from saeinterp.health.probing.labelled import LabelledTexts, labelled_fingerprint, read_labelled, split_rows
+from saeinterp.health.probing.pooled import Pooled, Site, contexts_of, pool_texts
+from saeinterp.health.probing.report import probing_report
 from saeinterp.health.tally import RowMask
 from saeinterp.progress import Progress, silent
 from saeinterp.sae import TopKSae

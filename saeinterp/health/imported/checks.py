@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saeinterp.health.checks import Check, printed_check
-from saeinterp.health.grade_comparison import points
-from saeinterp.health.grade_results import LayerGrades, Record, SaeGrade
-from saeinterp.health.grade_summary import by_layer
-from saeinterp.health.imported_rows import Claim, ImportedTable
+from saeinterp.health.grading.comparison import points
+from saeinterp.health.grading.results import LayerGrades, Record, SaeGrade
+from saeinterp.health.grading.summary import by_layer
+from saeinterp.health.imported.rows import Claim, ImportedTable
 from saeinterp.stats import number, signed
 
 POINTS = "differences of percentages are percentage points"

@@ -26,7 +26,8 @@ from torch import Tensor
 from saeinterp.artifacts import Artifact, ArtifactStore, Build, Recipe, Ref, read_json, write_json
 from saeinterp.config import AbsorptionConfig, Placement
 from saeinterp.errors import BudgetError
-from saeinterp.health.first_letter import (
+from saeinterp.health.letters.logistic import LinearProbe, Schedule, f1_scores, fit_dense
+from saeinterp.health.letters.words import (
     LETTERS,
     Words,
     choose_words,
@@ -34,7 +35,6 @@ from saeinterp.health.first_letter import (
     tokenise_prompts,
     why_unusable,
 )
-from saeinterp.health.probes import LinearProbe, Schedule, f1_scores, fit_dense
 from saeinterp.progress import Progress, silent
 from saeinterp.subject import Context, Subject, load_subject, load_tokenizer, subject_info
 from saeinterp.subject.forwarding import forward_window, storage_dtype

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Workspace, write_json
 from saeinterp.config import WORST_CASE, GradingConfig, recipe_of
 from saeinterp.errors import ConfigError
-from saeinterp.health.grade_comparison import GradeComparison, compare_grades
-from saeinterp.health.grade_results import LayerGrades, Record
-from saeinterp.health.grades import grade_rows, read_grades
-from saeinterp.health.imported import read_health_table
-from saeinterp.health.imported_checks import TableCheck, table_checks
-from saeinterp.health.imported_rows import ImportedTable
+from saeinterp.health.grading.comparison import GradeComparison, compare_grades
+from saeinterp.health.grading.results import LayerGrades, Record
+from saeinterp.health.grading.step import grade_rows, read_grades
+from saeinterp.health.imported.checks import TableCheck, table_checks
+from saeinterp.health.imported.rows import ImportedTable
+from saeinterp.health.imported.table import read_health_table
 
 log = logging.getLogger(__name__)
 

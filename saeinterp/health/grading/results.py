@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from saeinterp.config import Thresholds
-from saeinterp.health.grading import Label, Metric, Outcome
+from saeinterp.health.grading.rules import Label, Metric, Outcome
 
 FORMAT = 1
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from saeinterp.config import WORST_CASE
 from saeinterp.errors import ConfigError
-from saeinterp.health.grade_results import DatasetGrade, LayerGrades, Record, SaeGrade
-from saeinterp.health.grade_summary import by_layer, shown
-from saeinterp.health.grades import decide
-from saeinterp.health.grading import PERCENT, TITLES, Metric
+from saeinterp.health.grading.results import DatasetGrade, LayerGrades, Record, SaeGrade
+from saeinterp.health.grading.rules import PERCENT, TITLES, Metric
+from saeinterp.health.grading.step import decide
+from saeinterp.health.grading.summary import by_layer, shown
 from saeinterp.stats import number, p_text, signed, spearman
 
 COMPARED: tuple[Metric, ...] = ("loss_recovered", "l0", "dead_fraction", "absorption")

@@ -23,9 +23,9 @@ from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace,
 from saeinterp.config import AbsorptionConfig, Placement
 from saeinterp.errors import DataError
 from saeinterp.health.decoder_cosine import top_cosine
-from saeinterp.health.first_letter import LETTERS
-from saeinterp.health.letter_probes import LetterProbes, read_letter_probes
-from saeinterp.health.sparse_latents import SparseProbes, probe_code
+from saeinterp.health.letters.probes import LetterProbes, read_letter_probes
+from saeinterp.health.letters.sparse_latents import SparseProbes, probe_code
+from saeinterp.health.letters.words import LETTERS
 from saeinterp.progress import Progress, silent
 from saeinterp.sae import TopKCode, TopKSae
 from saeinterp.stats import OfTotals, bootstrap_intervals

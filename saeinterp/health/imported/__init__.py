@@ -1,0 +1,1 @@
+"""Health tables made elsewhere: read, checked, graded."""

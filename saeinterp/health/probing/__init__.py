@@ -1,0 +1,1 @@
+"""Sparse probing: which few latents tell the labels of a table apart."""
