@@ -14,7 +14,7 @@ from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import PROFILES, WORST_CASE, GradingConfig
 from saeinterp.errors import ConfigError
 from saeinterp.health.grading.step import read_grades
-from saeinterp.health.imported.step import ImportedHealth, import_health, read_review, read_table, summary_of
+from saeinterp.health.imported import ImportedHealth, import_health, read_review, read_table, summary_of
 from saeinterp.report.format import visible
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from saeinterp.artifacts import Artifact, ArtifactStore
 from saeinterp.config import Placement, SparseProbingConfig
-from saeinterp.health.probing.step import probe_labels, probe_labels_recipe
+from saeinterp.health import probe_labels, probe_labels_recipe
 from tasks.progress import listener
 from tasks.step import step
 from tasks.turns import TURN

@@ -14,7 +14,7 @@ from saeinterp.health import LayerGrades, SaeGrade, read_grades
 from saeinterp.health.grading.comparison import GradeComparison, MetricMeans
 from saeinterp.health.grading.results import DatasetGrade, GradedMetric, Measured
 from saeinterp.health.grading.rules import GRADED, PERCENT, TITLES, rule_text
-from saeinterp.health.imported.step import TableReview, read_review, read_table
+from saeinterp.health.imported import TableReview, read_review, read_table
 from saeinterp.report.format import Style
 from saeinterp.report.grade_results import (
     DatasetRow,

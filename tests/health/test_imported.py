@@ -14,9 +14,9 @@ from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import GradingConfig
 from saeinterp.errors import ConfigError, DataError
 from saeinterp.health import LayerGrades, grade_rows, read_grades
+from saeinterp.health.imported import import_health, read_review, summary_of
 from saeinterp.health.imported.cells import Place, quantities
 from saeinterp.health.imported.checks import table_checks
-from saeinterp.health.imported.step import import_health, read_review, summary_of
 from saeinterp.health.imported.table import read_health_table
 
 SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"

@@ -20,9 +20,9 @@ from scipy import optimize, sparse
 from saeinterp.artifacts import Artifact, ArtifactStore
 from saeinterp.config import SparseProbingConfig
 from saeinterp.errors import ConfigError, DataError
+from saeinterp.health import probe_labels, probe_labels_recipe, read_probes
 from saeinterp.health.probing.k_sparse import choose, fit_dense, fit_k_sparse, permuted, quality
 from saeinterp.health.probing.labelled import read_labelled, split_rows
-from saeinterp.health.probing.step import probe_labels, probe_labels_recipe, read_probes
 from saeinterp.sae import TopKSae
 
 LAYERS = ("layers.0", "layers.1")

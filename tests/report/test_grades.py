@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from flows.import_commands import app
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import GradingConfig
-from saeinterp.health.imported.step import import_health
+from saeinterp.health.imported import import_health
 from saeinterp.report import Results, write_report
 from saeinterp.report.dashboard import numbers
 
