@@ -20,7 +20,7 @@ from saeinterp.sae.topk import TopKSae
 from saeinterp.sae.trainer import Trainer
 from saeinterp.subject import resolve_dtype
 
-TOGETHER = 8  # on two cores more were no faster, and what they hold grows with them
+TOGETHER = 4  # on two cores more were no faster, and what they hold grows with them
 
 
 def prepare() -> dict[str, str]:

@@ -125,7 +125,7 @@ def _run(
 def _settings(name: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Tuned settings of everyone asked for, in one case."""
     tuned = tuning.load().get(name, {})
-    missing = [who for who in options.only if not tuned.get(who, {}).get("settings")]
+    missing = [who for who in options.only if tuned.get(who, {}).get("settings") is None]
     if missing:
         sys.exit(
             f"no settings for {', '.join(missing)} in case {name}. Next: --tune --cases {name} --only {missing[0]}"
