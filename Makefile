@@ -3,10 +3,10 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 RUN := .venv/bin/python
 TRAINING_FLOWS := tests/flows/test_train_saes.py
-HEALTH_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
-OTHER_FLOWS := $(TRAINING_FLOWS) $(HEALTH_FLOWS)
+MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS)
 
-.PHONY: help install demo test test-slow test-health test-training test-browser peers test-peers test-saebench test-saebench test-triton bench-training bench-health check format clean
+.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench test-triton bench-training bench-health check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -24,8 +24,11 @@ test: .venv/.installed ## the test suite
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
 	$(RUN) -m pytest -m slow tests/flows tests/test_packaging.py tests/test_notebook.py $(OTHER_FLOWS:%=--ignore %)
 
-test-health: .venv/.installed ## layer health, absorption and the comparison of models on a real model
-	$(RUN) -m pytest -m slow tests/health tests/compare $(HEALTH_FLOWS)
+test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
+	$(RUN) -m pytest -m slow tests/health tests/compare
+
+test-models: .venv/.installed ## models compared end to end: tokenizers, controls, a fine-tuned pair
+	$(RUN) -m pytest -m slow $(MODEL_FLOWS)
 
 test-training: .venv/.installed ## training and capture killed at random points, streamed, by several processes
 	$(RUN) -m pytest -m slow tests/sae tests/subject $(TRAINING_FLOWS)

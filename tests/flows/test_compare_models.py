@@ -251,6 +251,7 @@ def states(url: str) -> dict[str, str]:
     return {item["name"]: item["state_name"] for item in items}
 
 
+@pytest.mark.slow
 def test_a_layer_that_one_side_lacks_is_named_and_the_others_are_compared(
     cli: Cli, story: tuple[Path, Path], prefect_url: str
 ) -> None:
@@ -269,6 +270,7 @@ def test_a_layer_that_one_side_lacks_is_named_and_the_others_are_compared(
     assert len(list(root.glob("health/*/health.json"))) == 2 * (3 + 2)
 
 
+@pytest.mark.slow
 def test_running_again_makes_nothing_twice(cli: Cli, story: tuple[Path, Path], prefect_url: str) -> None:
     run(cli, story)
     assert set(states(prefect_url).values()) == {"Cached"}
