@@ -259,7 +259,7 @@ def test_damaged_weights_are_refused(planted_folder: Path, copy: Path, store: Ar
 def test_weights_that_are_not_finite_are_refused(planted_folder: Path, copy: Path, store: ArtifactStore) -> None:
     path = copy / "adapter_model.safetensors"
     save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(path).items()}, path)
-    refusal(planted_folder, copy, store)
+    assert "NaN" in refusal(planted_folder, copy, store)
 
 
 def test_without_peft_its_installation_is_named(
