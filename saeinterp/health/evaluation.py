@@ -172,7 +172,7 @@ class _Work(NamedTuple):
             try:
                 cache = caches[name] = ActivationCache.open(self.activations, hookpoint)
                 coder = TopKSae.load(sae.path, device=loaded.device)
-                _refuse_misfit(coder, cache, hookpoint)
+                refuse_misfit(coder, d_in=cache.d_in, hookpoint=hookpoint)
             except SaeinterpError as error:
                 failures[name] = error
                 continue
@@ -235,13 +235,18 @@ class _Work(NamedTuple):
         return int((here != there).sum()) if len(here) == len(there) else result.rows
 
 
-def _refuse_misfit(coder: TopKSae, cache: ActivationCache, hookpoint: str) -> None:
-    if coder.d_in != cache.d_in:
+def refuse_misfit(coder: TopKSae, *, d_in: int, hookpoint: str) -> None:
+    """Refuse an SAE of another width than the hookpoint's.
+
+    Raises:
+        DataError: Naming the hookpoint and both widths.
+    """
+    if coder.d_in != d_in:
         raise DataError(
             "the SAE does not fit the hookpoint",
             field=hookpoint,
             got=f"d_in = {coder.d_in}",
-            expected=f"d_in = {cache.d_in}",
+            expected=f"d_in = {d_in}",
             next_step="name the hookpoint that this SAE was trained on",
         )
 

@@ -86,6 +86,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.contexts, options.length, options.batch, options.rounds = 4, 32, 2, 1
+    if options.contexts < options.batch:
+        parser.error(f"--contexts {options.contexts} is below --batch {options.batch}: SAEBench drops short batches")
     options.folder.mkdir(parents=True, exist_ok=True)
     return options
 

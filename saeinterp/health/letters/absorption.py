@@ -23,6 +23,7 @@ from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace,
 from saeinterp.config import AbsorptionConfig, Placement
 from saeinterp.errors import DataError
 from saeinterp.health.decoder_cosine import top_cosine
+from saeinterp.health.evaluation import refuse_misfit
 from saeinterp.health.letters.probes import LetterProbes, read_letter_probes
 from saeinterp.health.letters.sparse_latents import SparseProbes, probe_code
 from saeinterp.health.letters.words import LETTERS
@@ -317,11 +318,4 @@ def _check(probes: LetterProbes, sae: TopKSae, hookpoint: str) -> None:
         raise DataError(
             "the letter probes are of another hookpoint", field="hookpoint", got=probes.hookpoint, expected=hookpoint
         )
-    if probes.train.shape[1] != sae.d_in:
-        raise DataError(
-            "the SAE does not fit the hookpoint",
-            field=hookpoint,
-            got=f"d_in = {sae.d_in}",
-            expected=f"d_in = {probes.train.shape[1]}",
-            next_step="name the hookpoint that this SAE was trained on",
-        )
+    refuse_misfit(sae, d_in=probes.train.shape[1], hookpoint=hookpoint)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
 from saeinterp.config import Placement, SparseProbingConfig, recipe_of
 from saeinterp.errors import ConfigError, DataError
+from saeinterp.health.evaluation import refuse_misfit
 from saeinterp.health.letters.absorption import random_sae_like
 from saeinterp.health.letters.logistic import SURE
 from saeinterp.health.probing.k_sparse import Fit, fit_dense, fit_k_sparse, permuted, quality
@@ -184,14 +185,7 @@ def read_probes(artifact: Artifact) -> tuple[dict[str, Any], pl.DataFrame]:
 def _site(activations: Artifact, sae: Artifact, hookpoint: str, config: SparseProbingConfig, device: str) -> Site:
     cache = ActivationCache.open(activations, hookpoint)
     coder = TopKSae.load(sae.path, device=device)
-    if coder.d_in != cache.d_in:
-        raise DataError(
-            "the SAE does not fit the hookpoint",
-            field=hookpoint,
-            got=f"d_in = {coder.d_in}",
-            expected=f"d_in = {cache.d_in}",
-            next_step="name the hookpoint that this SAE was trained on",
-        )
+    refuse_misfit(coder, d_in=cache.d_in, hookpoint=hookpoint)
     if max(config.ks) > coder.num_latents:
         raise ConfigError(
             f"the SAE of {hookpoint} has {coder.num_latents} latents",
