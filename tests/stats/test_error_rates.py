@@ -10,7 +10,10 @@ from saeinterp.stats import (
     bootstrap_intervals,
     classification,
     compare_paired,
+    holm,
     mcnemar_exact,
+    min_detectable,
+    paired_power,
     swap_p_values,
 )
 from saeinterp.stats.intervals import Floats
@@ -43,6 +46,36 @@ def test_with_nothing_planted_the_sign_flip_test_rejects_at_its_level(n: int) ->
     rejected = sum(SignFlips(row).p_value() < 0.05 for row in rng.laplace(size=(trials, n)))
     attainable = (np.ceil(0.05 * 2 ** (n - 1)) - 1) / 2 ** (n - 1)  # the largest level below 0.05 that 2^n signs allow
     assert plausible(rejected, trials, attainable)
+
+
+@pytest.mark.parametrize(("n", "power"), [(11, 0.8), (20, 0.8), (11, 0.5)])
+def test_a_planted_difference_is_found_with_the_nominal_power(n: int, power: float) -> None:
+    rng = np.random.default_rng(100 + n)
+    trials = 2000
+    planted = min_detectable(sd=0.15, n=n, power=power)
+    assert planted is not None
+    rows = rng.normal(planted, 0.15, size=(trials, n))
+    by_t = stats.ttest_1samp(rows, 0.0, axis=1).pvalue < 0.05
+    assert paired_power(planted, sd=0.15, n=n) == pytest.approx(power)
+    assert plausible(int(by_t.sum()), trials, power)
+    # The sign-flip test, whose p values are reported, keeps up with the t test whose power is.
+    by_flips = np.array([SignFlips(row).p_value() < 0.05 for row in rows[:600]])
+    assert abs(by_flips.mean() - by_t[:600].mean()) < 0.03
+    assert plausible(int(by_flips.sum()), 600, power)
+
+
+def test_holm_over_pairs_of_explainers_keeps_the_error_of_the_whole_family() -> None:
+    rng = np.random.default_rng(7)
+    trials = 800
+    alone = family = 0
+    for _ in range(trials):
+        # Latents differ, explainers do not: four columns around the same latent means.
+        columns = rng.normal(0.5, 0.2, size=10) + rng.normal(0, 0.1, size=(4, 10))
+        p = [SignFlips(columns[b] - columns[a]).p_value() for a in range(4) for b in range(a)]
+        alone += min(p) < 0.05
+        family += min(holm(p)) < 0.05
+    assert not_above(family, trials, 0.05)
+    assert alone / trials > 0.12
 
 
 def test_with_nothing_planted_exchangeable_scores_are_rarely_called_different() -> None:
