@@ -6,7 +6,7 @@ TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS)
 
-.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench test-triton bench-training bench-health check format clean
+.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -47,6 +47,14 @@ test-peers: .venv/.installed .venv-peers/.installed ## SAE folders exchanged wit
 test-saebench: .venv/.installed .venv-peers/.installed ## layer health beside SAEBench's own functions on the same rows
 	$(RUN) -m pytest tests/peers/test_saebench.py
 
+vllm: .venv-vllm/.installed ## the CPU build of vLLM, in .venv-vllm (3.2 GB)
+
+.venv-vllm/.installed: tests/vllm/constraints.txt deployments/vllm.py
+	$(PYTHON) -m deployments.vllm --torch-index "$(TORCH_INDEX)"
+
+test-vllm: .venv/.installed .venv-vllm/.installed ## a real vLLM, started, asked, killed and stopped by our own flow
+	$(RUN) -m pytest tests/vllm
+
 test-triton: .venv/.installed ## the CUDA kernels, interpreted on the CPU and compiled for GPUs that are not here
 	$(RUN) -m pip install -q --no-deps --target .venv-triton "triton==3.7.1"
 	PYTHONPATH=.venv-triton $(RUN) -m pytest tests/sae/test_triton.py
@@ -68,4 +76,4 @@ format: .venv/.installed ## format the sources
 	$(RUN) -m ruff check --fix .
 
 clean: ## remove what installing and running made
-	rm -rf .venv .venv-peers .venv-triton runs build dist *.egg-info
+	rm -rf .venv .venv-peers .venv-vllm .venv-triton runs build dist *.egg-info

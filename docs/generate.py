@@ -1,8 +1,12 @@
-"""Write docs/reference/configuration.md from the configuration models: `python docs/generate.py`."""
+"""Write docs/reference/{configuration,python}.md from the code: `python docs/generate.py`."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from pydantic import BaseModel
 
 from saeinterp import config as configs
 
-TARGET = Path(__file__).parent / "reference" / "configuration.md"
+REFERENCE = Path(__file__).parent / "reference"
 FLOWS = {
     "train-saes": configs.TrainSaesConfig,
     "explain-features": configs.ExplainFeaturesConfig,
@@ -28,8 +32,27 @@ never enter a recipe, so changing them computes nothing again.
 """
 
 
-def render() -> str:
-    """The page as Markdown."""
+PACKAGES = ("artifacts", "config", "errors", "subject", "sae", "latents", "health", "explain", "compare", "report", "stats")
+PYTHON = """# Python
+
+Made from the code by `python docs/generate.py`; a test holds the two together. A worked example is in
+[how-to/notebook.md](../how-to/notebook.md).
+
+A step is a pair: `thing_recipe(...)` says what would be made and computes nothing; `thing(...)` makes the artifact, or
+returns it at once where it exists. Inputs of a recipe are recipes or artifacts (`Ref`), inputs of a step are artifacts.
+A recipe takes the step's arguments without `store`, `device`, `launcher` and `progress`, and is not listed here.
+
+`progress` is called as `progress(done, total, unit)`. `device` is `auto`, `cpu`, `cuda`, `cuda:N` or a `Placement`
+(`subject_config.placement`), which may spread the subject. Errors derive from `saeinterp.errors.SaeinterpError` and
+name the field, what it got, what was expected and the next step.
+
+`build_corpus` takes its tokenizer from `subject`. A model with random weights has the tokenizer of the pretrained one:
+give both the corpus built for the pretrained model, so that they see the same text.
+"""
+
+
+def configuration() -> str:
+    """docs/reference/configuration.md."""
     lines = [INTRODUCTION]
     sections: dict[str, type[BaseModel]] = {}
     for name, model in FLOWS.items():
@@ -44,7 +67,10 @@ def render() -> str:
                 default = _default(info.get_default(call_default_factory=True))
                 lines.append(f"| `{field}` | {text} Default: `{default}`. |")
         lines.append("")
-    for inner in ("CorpusSource", "SplitFractions", "SplitTokens", "LLMConfig", "HealthDataset", "Thresholds"):
+    for inner in (
+        *("CorpusSource", "SplitFractions", "SplitTokens", "HealthDataset", "Thresholds"),
+        *("LLMConfig", "ServingConfig", "BudgetConfig"),
+    ):
         sections[inner] = getattr(configs, inner)
     for name, model in sorted(sections.items()):
         lines += [f"## {name}", "", model.__doc__ or "", "", "| key | default | meaning |", "|---|---|---|"]
@@ -66,5 +92,72 @@ def _default(value: Any) -> str:
     return json.dumps(value)
 
 
+def python() -> str:
+    """docs/reference/python.md: the public names of each subpackage with the first sentence of their docstrings."""
+    lines = [PYTHON]
+    for package in PACKAGES:
+        module = importlib.import_module(f"saeinterp.{package}")
+        public = getattr(module, "__all__", None) or [
+            name
+            for name, item in vars(module).items()
+            if not name.startswith("_") and getattr(item, "__module__", None) == module.__name__
+        ]
+        lines += [f"## saeinterp.{package}", "", _sentence(module), "", "| name | |", "|---|---|"]
+        for name in sorted(public, key=str.casefold):
+            item = getattr(module, name)
+            if name.endswith("_recipe") or not (inspect.isclass(item) or inspect.isfunction(item)):
+                continue
+            shown = f"{name}({', '.join(_parameters(item))})" if inspect.isfunction(item) else name
+            text = " ".join(part for part in (_sentence(item), _methods(item)) if part)
+            lines.append(f"| `{shown}` | {text} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _parameters(function: Any) -> list[str]:
+    """Names with their defaults; keyword-only ones after a star."""
+    shown: list[str] = []
+    starred = False
+    for parameter in inspect.signature(function).parameters.values():
+        name = parameter.name
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            shown.append("*")
+            starred = True
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            name = ("*" if parameter.kind is parameter.VAR_POSITIONAL else "**") + name
+        if parameter.default is parameter.empty:
+            shown.append(name)
+        elif isinstance(parameter.default, str | int | float | bool | tuple | None):
+            shown.append(f"{name}={parameter.default!r}")
+        else:
+            shown.append(f"{name}=...")
+    return shown
+
+
+def _methods(item: Any) -> str:
+    """The public methods and properties that a class defines itself."""
+    if not inspect.isclass(item) or issubclass(item, BaseModel | BaseException):
+        return ""
+    kinds = (classmethod, staticmethod, property, cached_property)
+    found = [
+        name
+        for name, value in vars(item).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
+    ]
+    return ", ".join(f"`.{name}`" for name in found)
+
+
+def _sentence(item: Any) -> str:
+    """The first sentence of a docstring, on one line."""
+    text = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+    if inspect.isclass(item) and text == " ".join((inspect.getdoc(item.__mro__[1]) or "").split("\n\n")[0].split()):
+        return ""  # inherited, or made by NamedTuple
+    return re.split(r"(?<!al)(?<!\s)\.\s(?=[A-Z`])", text, maxsplit=1)[0].removesuffix(".").replace("|", "\\|") + "."
+
+
+PAGES = {"configuration.md": configuration, "python.md": python}
+
+
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    for name, render in PAGES.items():
+        (REFERENCE / name).write_text(render(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`compare-explainers`: two explainers on the same latents and examples, one fixed scorer.
+"""`compare-explainers`: two or more explainers on the same latents and examples, one fixed scorer.
 
 With `random_weights_control` the subject is also compared with itself at random weights: the floor that
 tells how much of a layer's health is the model's doing.
@@ -6,14 +6,18 @@ tells how much of a layer's health is the model's doing.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from prefect import flow
 from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
 from flows.runner import main, runner
+from flows.serving import Servers
 from saeinterp.artifacts import Ref
-from saeinterp.config import CompareExplainersConfig, SubjectConfig
+from saeinterp.config import CompareExplainersConfig, ScorerConfig, SubjectConfig, parse_config
+from saeinterp.report.format import listing
 from tasks import steps
 from tasks.step import finished, settle
 
@@ -23,7 +27,7 @@ CONTROL = "random weights"
 
 @flow(name="compare-explainers", task_runner=runner(), persist_result=True, result_serializer="json")
 def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig()) -> State[Outcome]:
-    """Compare two explainers by paired tests over the same latents and examples."""
+    """Compare explainers pair by pair, by paired tests over the same latents and examples."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
     pipeline = lanes.Pipeline.of(config)
 
@@ -41,38 +45,52 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
     measuring = [lanes.measure(side, texts, pipeline, absorption=side.side == SIDE) for side in sides]
 
     examples = explaining.freeze_examples(sides[0], texts.corpus, config.capture, config.examples)
-    explained = {
-        "a": explaining.explain(sides[0], examples, config.explainer_a),
-        "b": explaining.explain(sides[0], examples, config.explainer_b),
-    }
-    explained |= explaining.controls(explained["a"], config.controls, config.comparison)
-    titles = {"a": config.explainer_a.title, "b": config.explainer_b.title}
-    scores = {
-        name: explaining.score(items, examples, config.scorer, title=titles.get(name, name))
-        for name, items in explained.items()
-    }
+    titles = {letter: explainer.title for letter, explainer in config.explainers.items()}
+    with Servers(after=[pending for item in measuring for pending in item.pending]) as servers:
+        explained, scores = explaining.explain_and_score(
+            sides[0],
+            examples,
+            config.explainers,
+            scorers(config),
+            control_names=config.controls,
+            comparison=config.comparison,
+            servers=servers,
+        )
 
     measured = {item.lane.side: lanes.collect(item) for item in measuring}
     failures = [failure for item in measured.values() for failure in item.failures]
     for stage, items in {"examples": examples, **{f"explaining ({k})": v for k, v in explained.items()}}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
-    settled, short = {}, []
+    settled, short = {}, list(servers.endings)
     for name, items in scores.items():
         settled[name], more = settle(f"scoring ({titles.get(name, name)})", SIDE, items)
         failures += more
         short += explaining.shortfalls(settled[name], title=titles.get(name, name))
 
-    explainers = models = None
+    ranking = models = None
+    pairs: dict[str, Ref] = {}
     layers = [h for h in config.capture.hookpoints if all(h in done for done in settled.values())]
     if layers:
-        explainers = finished(
-            steps.compare_scores.submit(
-                a=tuple(settled["a"][h] for h in layers),
-                b=tuple(settled["b"][h] for h in layers),
-                controls={name: tuple(settled[name][h] for h in layers) for name in config.controls},
+        sides_of = {name: tuple(done[h] for h in layers) for name, done in settled.items()}
+        together = list(combinations(titles, 2))
+        pending = {
+            f"{a}{b}": steps.compare_scores.submit(
+                a=sides_of[a],
+                b=sides_of[b],
+                controls={name: sides_of[name] for name in config.controls},
                 config=config.comparison,
-                label=f"{titles['a']} and {titles['b']}",
+                self_scored=config.self_scored,
+                pairs=len(together),
+                label=f"{titles[a]} and {titles[b]}",
+            )
+            for a, b in together
+        }
+        pairs = {pair: finished(item) for pair, item in pending.items()}
+    if len(pairs) > 1:
+        ranking = finished(
+            steps.rank_explainers.submit(
+                comparisons=pairs, config=config.comparison, label=listing(list(titles.values()))
             )
         )
     grades = lanes.grade(measured, config.grading)
@@ -89,10 +107,11 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
             )
         )
     return conclude(
-        title=f"{titles['a']} and {titles['b']} as explainers",
+        title=f"{listing(list(titles.values()))} as explainers",
         key="compare-explainers",
         config=config,
-        explainer_comparison=explainers,
+        explainer_comparison=pairs.get("ab"),
+        explainer_pairs=ranking,
         model_comparison=models,
         health={side: item.health for side, item in measured.items()},
         saes={side: item.saes for side, item in measured.items()},
@@ -100,6 +119,26 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
         failures=failures,
         shortfalls=short,
     )
+
+
+def scorers(config: CompareExplainersConfig) -> dict[str, ScorerConfig]:
+    """Who judges every explainer and control: `scorer`, or with `self_scored` each explainer's own model.
+
+    The model alone is replaced: how it is asked and sampled stays as the scorer has it. Controls are judged as A is,
+    since their texts stand in for A's.
+
+    Raises:
+        ConfigError: An explainer's model cannot judge as `scorer` asks.
+    """
+    judges = dict.fromkeys(config.explainers, config.scorer)
+    if config.self_scored:
+        asked = {name: getattr(config.scorer.llm, name) for name in ("temperature", "max_tokens", "seed", "structured")}
+        for letter, explainer in config.explainers.items():
+            if explainer.kind != "top-tokens":
+                own = explainer.llm.model_copy(update=asked)
+                values = {**config.scorer.model_dump(), "llm": own.model_dump()}
+                judges[letter] = parse_config(ScorerConfig, values, source=f"self_scored, explainer_{letter}")
+    return judges | dict.fromkeys(config.controls, judges["a"])
 
 
 if __name__ == "__main__":

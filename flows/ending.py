@@ -33,6 +33,7 @@ def conclude(
     key: str,
     config: BaseModel,
     explainer_comparison: Ref | None = None,
+    explainer_pairs: Ref | None = None,
     model_comparison: Ref | None = None,
     health: Mapping[str, Sequence[Ref]],
     saes: Mapping[str, Sequence[Ref]],
@@ -50,6 +51,7 @@ def conclude(
         steps.render_report.submit(
             title=title,
             explainer_comparison=explainer_comparison,
+            explainer_pairs=explainer_pairs,
             model_comparison=model_comparison,
             health=health,
             saes=saes,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect import flow
 from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
 from flows.runner import main, runner
+from flows.serving import Servers
 from saeinterp.config import ExplainFeaturesConfig
 from tasks import steps
 from tasks.step import finished, settle
 
 SIDE = "subject"
+EXPLAINER = "explainer"
+CONTROLS: tuple[Literal["empty", "permuted"], ...] = ("empty", "permuted")
 
 
 @flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
@@ -32,18 +37,24 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     measuring = lanes.measure(lane, texts, pipeline, absorption=True)
 
     examples = explaining.freeze_examples(lane, texts.corpus, config.capture, config.examples)
-    explanations = explaining.explain(lane, examples, config.explainer)
-    floor = explaining.controls(explanations, ("empty", "permuted"), config.comparison)
-    scores = explaining.score(explanations, examples, config.scorer, title=config.explainer.title)
-    floor_scores = {name: explaining.score(items, examples, config.scorer, title=name) for name, items in floor.items()}
+    with Servers(after=measuring.pending) as servers:
+        explained, scores = explaining.explain_and_score(
+            lane,
+            examples,
+            {EXPLAINER: config.explainer},
+            dict.fromkeys((EXPLAINER, *CONTROLS), config.scorer),
+            control_names=CONTROLS,
+            comparison=config.comparison,
+            servers=servers,
+        )
 
     measured = lanes.collect(measuring)
     failures = measured.failures
-    for stage, items in {"examples": examples, "explaining": explanations}.items():
+    for stage, items in {"examples": examples, "explaining": explained[EXPLAINER]}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
-    settled, short = {}, []
-    for name, items in {"explainer": scores, **floor_scores}.items():
+    settled, short = {}, list(servers.endings)
+    for name, items in scores.items():
         settled[name], more = settle(f"scoring ({name})", SIDE, items)
         failures += more
         short += explaining.shortfalls(settled[name], title=name)
@@ -54,7 +65,7 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
         comparison = finished(
             steps.compare_scores.submit(
                 a=tuple(settled["empty"][h] for h in layers),
-                b=tuple(settled["explainer"][h] for h in layers),
+                b=tuple(settled[EXPLAINER][h] for h in layers),
                 controls={"permuted": tuple(settled["permuted"][h] for h in layers)},
                 config=config.comparison,
                 label="against controls",

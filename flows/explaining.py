@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flows.lanes import Lane
+from flows.serving import Servers, server_key
 from saeinterp.artifacts import Artifact, Ref, read_json
-from saeinterp.config import CaptureConfig, ComparisonConfig, ExamplesConfig, ExplainerConfig, ScorerConfig
+from saeinterp.config import CaptureConfig, ComparisonConfig, ExamplesConfig, ExplainerConfig, LLMConfig, ScorerConfig
 from tasks import steps
-from tasks.step import Pending, finished
+from tasks.step import Pending, finished, results
 
 
 def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> dict[str, Pending]:
@@ -32,19 +33,92 @@ def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: Exa
     return examples
 
 
-def explain(lane: Lane, examples: dict[str, Pending], config: ExplainerConfig) -> dict[str, Pending]:
+def explain_and_score(
+    lane: Lane,
+    examples: dict[str, Pending],
+    explainers: Mapping[str, ExplainerConfig],
+    scorers: Mapping[str, ScorerConfig],
+    *,
+    control_names: tuple[str, ...],
+    comparison: ComparisonConfig,
+    servers: Servers,
+) -> tuple[dict[str, dict[str, Pending]], dict[str, dict[str, Pending]]]:
+    """Explanations and their scores by explainer and control, each by hookpoint; every model is served once.
+
+    Args:
+        explainers: By name; the controls take the first one's explanations.
+        scorers: By explainer and control.
+    """
+    first = next(iter(explainers))
+    explained: dict[str, dict[str, Pending]] = {}
+    scores: dict[str, dict[str, Pending]] = {}
+
+    def judge(names: Iterable[str]) -> None:
+        for name in names:
+            title = explainers[name].title if name in explainers else name
+            scores[name] = score(explained[name], examples, scorers[name], title=title, servers=servers)
+
+    for name in in_serving_order(explainers, scorers):
+        explained[name] = explain(lane, examples, explainers[name], servers=servers)
+        if name == first:
+            explained |= controls(explained[name], control_names, comparison)
+        key = explainer_key(explainers[name])
+        judge([each for each in explained if key and each not in scores and server_key(scorers[each].llm) == key])
+    judge([each for each in [*explainers, *control_names] if each not in scores])
+    names = [*explainers, *control_names]
+    return {name: explained[name] for name in names}, {name: scores[name] for name in names}
+
+
+def in_serving_order(explainers: Mapping[str, ExplainerConfig], scorers: Mapping[str, ScorerConfig]) -> list[str]:
+    """Explainers of one model next to each other, and those whose model judges others last."""
+    keys = {name: explainer_key(explainer) for name, explainer in explainers.items()}
+    judging = {server_key(scorers[name].llm) for name, key in keys.items() if server_key(scorers[name].llm) != key}
+    order = list(keys.values())
+
+    def place(name: str) -> tuple[bool, int]:
+        key = keys[name]
+        return (key is not None and key in judging, list(keys).index(name) if key is None else order.index(key))
+
+    return sorted(keys, key=place)
+
+
+def explainer_key(config: ExplainerConfig) -> str | None:
+    """Equal for explainers that one server answers; None where the flow starts none."""
+    return None if config.kind == "top-tokens" else server_key(config.llm)
+
+
+def explain(
+    lane: Lane, examples: dict[str, Pending], config: ExplainerConfig, *, servers: Servers
+) -> dict[str, Pending]:
     """One set of explanations per hookpoint."""
-    return {
-        hookpoint: steps.explain_latents.submit(
-            examples=example_set,
-            subject=lane.subject,
-            sae=lane.layers[hookpoint],
-            hookpoint=hookpoint,
-            config=config,
-            label=f"{hookpoint} {config.title}",
+
+    def submit(llm: LLMConfig) -> dict[str, Pending]:
+        asking = config.model_copy(update={"llm": llm})
+        return {
+            hookpoint: steps.explain_latents.submit(
+                examples=item,
+                subject=lane.subject,
+                sae=lane.layers[hookpoint],
+                hookpoint=hookpoint,
+                config=asking,
+                label=f"{hookpoint} {config.title}",
+            )
+            for hookpoint, item in examples.items()
+        }
+
+    def needed() -> bool:
+        return any(
+            not steps.explain_latents.intact(
+                examples=item,
+                subject=lane.subject,
+                sae=finished(lane.layers[hookpoint]),
+                hookpoint=hookpoint,
+                config=config,
+            )
+            for hookpoint, item in results(examples).items()
         )
-        for hookpoint, example_set in examples.items()
-    }
+
+    return submit(config.llm) if config.kind == "top-tokens" else servers.ask(config.llm, submit, needed=needed)
 
 
 def controls(
@@ -63,15 +137,33 @@ def controls(
 
 
 def score(
-    explanations: dict[str, Pending], examples: dict[str, Pending], config: ScorerConfig, *, title: str
+    explanations: dict[str, Pending],
+    examples: dict[str, Pending],
+    config: ScorerConfig,
+    *,
+    title: str,
+    servers: Servers,
 ) -> dict[str, Pending]:
     """One set of scores per hookpoint."""
-    return {
-        hookpoint: steps.score_explanations.submit(
-            explanations=item, examples=examples[hookpoint], config=config, label=f"{hookpoint} {title}"
+
+    def submit(llm: LLMConfig) -> dict[str, Pending]:
+        asking = config.model_copy(update={"llm": llm})
+        return {
+            hookpoint: steps.score_explanations.submit(
+                explanations=item, examples=examples[hookpoint], config=asking, label=f"{hookpoint} {title}"
+            )
+            for hookpoint, item in explanations.items()
+        }
+
+    def needed() -> bool:
+        return any(
+            not steps.score_explanations.intact(
+                explanations=item, examples=finished(examples[hookpoint]), config=config
+            )
+            for hookpoint, item in results(explanations).items()
         )
-        for hookpoint, item in explanations.items()
-    }
+
+    return servers.ask(config.llm, submit, needed=needed)
 
 
 def shortfalls(scores: Mapping[str, Ref], *, title: str) -> list[str]:

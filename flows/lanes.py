@@ -82,6 +82,12 @@ class Measuring(NamedTuple):
     """First-letter probes by hookpoint."""
     absorption: dict[Member, Pending]
 
+    @property
+    def pending(self) -> list[Pending]:
+        """All of them, with the training they wait for."""
+        pending = [*self.lane.saes.values(), *self.probes.values(), *self.absorption.values()]
+        return [*pending, *(item for group in self.health.values() for item in group.values())]
+
 
 class Measured(NamedTuple):
     """What a lane came to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,9 +12,21 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from rich.console import Console
 
+from flows.serving import server_key
 from saeinterp.artifacts import ArtifactStore, Recipe
-from saeinterp.config import CaptureConfig, CorpusConfig, CorpusSource, ExamplesConfig, LLMConfig, SubjectConfig
+from saeinterp.config import (
+    CaptureConfig,
+    CorpusConfig,
+    CorpusSource,
+    ExamplesConfig,
+    ExplainerConfig,
+    LLMConfig,
+    ScorerConfig,
+    ServingConfig,
+    SubjectConfig,
+)
 from saeinterp.errors import DamagedArtifactError, SaeinterpError
+from saeinterp.explain.serving import find_vllm
 from saeinterp.subject import activation_bytes, estimate_tokens, prepare_subject_recipe, subject_width
 from tasks.step import Plan, planning
 
@@ -43,11 +57,13 @@ class FlowPlan(NamedTuple):
 
     Attributes:
         steps: In order of execution.
+        servers: The models that vLLM would be started for, in order, as far as it is to be started.
         missing: What would stop the run, one line each.
         whole: All steps are known; those that follow from what is missing are not.
     """
 
     steps: list[PlannedStep]
+    servers: list[str]
     missing: list[str]
     whole: bool
 
@@ -63,13 +79,18 @@ def make_plan(flow: Any, config: BaseModel, *, store: ArtifactStore) -> FlowPlan
             whole = False
             # A model that is missing was named above, and what follows from it cannot be planned.
             missing += [] if str(error) in missing else [str(error)]
-    steps = []
+    steps: list[PlannedStep] = []
+    asking: list[LLMConfig] = []
     for recipe, inputs in recorded.steps:
         try:
             state = "there" if store.find(recipe, verify=False) else "to do"
         except DamagedArtifactError:
             state = "damaged, to do again"
         steps.append(PlannedStep(recipe, state, _cost(recipe, inputs, config, recorded)))
+        if state != "there":
+            asking += _asked(inputs.get("config"))
+    starts = [next(group) for key, group in itertools.groupby(asking, server_key) if key is not None]
+    missing += _absent_vllm(starts)
     missing += _unreachable(config)
     needed = sum(step.cost.size or 0 for step in steps if step.state != "there")
     folder = store.root
@@ -78,7 +99,7 @@ def make_plan(flow: Any, config: BaseModel, *, store: ArtifactStore) -> FlowPlan
     free = shutil.disk_usage(folder).free
     if needed > free:
         missing.append(f"disk: about {_bytes(needed)} to write, {_bytes(free)} free at {folder}")
-    return FlowPlan(steps, missing, whole)
+    return FlowPlan(steps, [llm.model for llm in starts], missing, whole)
 
 
 def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: Console) -> None:
@@ -97,6 +118,8 @@ def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: C
             if count:
                 notes.append(f"about {count:,} {unit}")
         console.print(f"{step.state:<8} {step.recipe.folder:<{width}}  {', '.join(notes)}".rstrip(), markup=False)
+    for model in plan.servers:
+        console.print(f"server   vLLM for {model} is started, and stopped when it has answered", markup=False)
     todo = [step for step in plan.steps if step.state != "there"]
     size = sum(step.cost.size or 0 for step in todo)
     requests = sum(step.cost.requests or 0 for step in todo)
@@ -171,13 +194,14 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
     count = _latents(examples) if examples else None
     if examples is None or count is None:
         return Cost()
-    if recipe.kind == "explanations" and "config" in inputs and inputs["config"].kind == "llm":
+    if recipe.kind == "explanations" and _asked(inputs.get("config")):
         return Cost(requests=count)
     if recipe.kind == "scores":
+        together = 1 if inputs["config"].kind == "simulation" else inputs["config"].together
         per_latent = (
             examples.score_activating + examples.score_random + examples.score_similar + examples.score_near_miss
         )
-        return Cost(requests=count * per_latent)
+        return Cost(requests=count * math.ceil(per_latent / together))
     return Cost()
 
 
@@ -191,15 +215,31 @@ def _latents(examples: ExamplesConfig) -> int | None:
     return int(stop) - int(start) if colon else None
 
 
+def _asked(config: Any) -> list[LLMConfig]:
+    """The model that a step with this configuration asks, if it asks one."""
+    if isinstance(config, ScorerConfig) or (isinstance(config, ExplainerConfig) and config.kind != "top-tokens"):
+        return [config.llm]
+    return []
+
+
+def _absent_vllm(starts: list[LLMConfig]) -> Iterator[str]:
+    """What stands in the way of each vLLM that would be started."""
+    for serving in dict.fromkeys(llm.serving.model_dump_json() for llm in starts):
+        try:
+            find_vllm(ServingConfig.model_validate_json(serving))
+        except SaeinterpError as error:
+            yield str(error)
+
+
 def _unreachable(config: BaseModel) -> list[str]:
     import httpx
 
     servers: dict[str, str] = {}
     for _, value in config:
-        if isinstance(value, BaseModel):
-            llm = getattr(value, "llm", None)
-            if isinstance(llm, LLMConfig) and llm.provider == "openai" and llm.base_url:
-                servers[llm.base_url] = llm.model
+        for part in value if isinstance(value, tuple) else (value,):
+            for llm in _asked(part):
+                urls = (llm.base_url,) if isinstance(llm.base_url, str) else llm.base_url or ()
+                servers |= dict.fromkeys(urls, llm.model)
     problems = []
     for url, model in servers.items():
         try:

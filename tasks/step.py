@@ -7,7 +7,7 @@ recipe instead of running it, so that `plan` walks the very flow that `run` exec
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -47,6 +47,11 @@ def planning() -> Iterator[Plan]:
         _PLAN.reset(token)
 
 
+def is_planning() -> bool:
+    """Whether steps are recorded, not run."""
+    return _PLAN.get() is not None
+
+
 @dataclass(frozen=True)
 class Step:
     """A library step as a Prefect task."""
@@ -73,8 +78,15 @@ class Step:
 
     def built(self, **inputs: Any) -> bool:
         """Whether the artifact is there; inputs may be recipes, and damage shows when the step runs."""
+        return self._found(inputs, verify=False)
+
+    def intact(self, **inputs: Any) -> bool:
+        """Whether the artifact is there and undamaged, so that the step has nothing to do; inputs may be recipes."""
+        return self._found(inputs, verify=True)
+
+    def _found(self, inputs: Mapping[str, Any], *, verify: bool) -> bool:
         try:
-            return ArtifactStore().find(self.planned(**inputs), verify=False) is not None
+            return ArtifactStore().find(self.planned(**inputs), verify=verify) is not None
         except DamagedArtifactError:
             return False
 
@@ -130,6 +142,23 @@ def finished(pending: Pending) -> Artifact | Recipe:
     if isinstance(pending, Recipe):
         return pending
     return pending.result()
+
+
+def wait_for(pending: Iterable[Pending]) -> None:
+    """Wait until all have ended, however they end."""
+    for item in pending:
+        if not isinstance(item, Recipe):
+            item.wait()
+
+
+def results(pending: Mapping[K, Pending]) -> dict[K, Artifact | Recipe]:
+    """Wait for all and give those that finished."""
+    wait_for(pending.values())
+    return {
+        key: item if isinstance(item, Recipe) else item.result()
+        for key, item in pending.items()
+        if isinstance(item, Recipe) or item.state.is_completed()
+    }
 
 
 def settle(stage: str, side: str, pending: Mapping[K, Pending]) -> tuple[dict[K, Any], list[Failure]]:

@@ -17,6 +17,8 @@ from saeinterp.compare import (
     compare_explainers_recipe,
     compare_models,
     compare_models_recipe,
+    compare_pairs,
+    compare_pairs_recipe,
 )
 from saeinterp.config import (
     CaptureConfig,
@@ -170,7 +172,9 @@ def explain_latents(
     examples: Artifact, subject: Artifact, sae: Artifact, hookpoint: str, config: ExplainerConfig, label: str
 ) -> Artifact:
     """Write one explanation per latent."""
-    with TURN if config.kind == "llm" and (config.llm.provider == "in-process" or config.logit_lens) else nullcontext():
+    # While a server of the flow's own runs, nothing else computes here.
+    asks = config.kind != "top-tokens" and config.llm.provider != "vllm"
+    with TURN if asks and (config.llm.provider == "in-process" or config.logit_lens) else nullcontext():
         return explain(
             examples,
             subject,
@@ -202,9 +206,19 @@ def compare_scores(
     controls: Mapping[str, Sequence[Artifact]],
     config: ComparisonConfig,
     label: str,
+    self_scored: bool = False,
+    pairs: int = 1,
 ) -> Artifact:
     """Pair the scores of two explainers and test the difference."""
-    return compare_explainers(a, b, controls, config=config, store=ArtifactStore())
+    return compare_explainers(
+        a, b, controls, config=config, self_scored=self_scored, pairs=pairs, store=ArtifactStore()
+    )
+
+
+@step(compare_pairs_recipe)
+def rank_explainers(comparisons: Mapping[str, Artifact], config: ComparisonConfig, label: str) -> Artifact:
+    """Rank explainers and adjust the tests of their pairs."""
+    return compare_pairs(comparisons, config=config, store=ArtifactStore())
 
 
 @step(compare_models_recipe)
@@ -225,6 +239,7 @@ def compare_health(
 def render_report(
     title: str,
     explainer_comparison: Artifact | None,
+    explainer_pairs: Artifact | None,
     model_comparison: Artifact | None,
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
@@ -237,6 +252,7 @@ def render_report(
     return write_report(
         title=title,
         explainer_comparison=explainer_comparison,
+        explainer_pairs=explainer_pairs,
         model_comparison=model_comparison,
         health=health,
         saes=saes,

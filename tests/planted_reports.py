@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 from zlib import crc32
 
@@ -58,6 +59,9 @@ class World:
     datasets: Sequence[str | None] = (None,)
     seeds: Sequence[int] = (0,)
     explainers: Artifact | None = None
+    third: bool = False
+    self_scored: bool = False
+    pairs: Artifact | None = None
     models: Artifact | None = None
     grades: dict[str, Artifact] = field(default_factory=dict)
 
@@ -66,6 +70,7 @@ class World:
         return {
             "title": "SmolLM2 135M and top-tokens as explainers",
             "explainer_comparison": self.explainers,
+            "explainer_pairs": self.pairs,
             "model_comparison": self.models,
             "health": self.health,
             "saes": self.saes,
@@ -288,9 +293,10 @@ def _health(
 
 
 def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifact) -> Artifact:
-    from saeinterp.compare import compare_explainers
+    from saeinterp.compare import compare_explainers, compare_pairs
 
     names = {"a": "SmolLM2 135M", "b": "top-tokens", "permuted": "permuted", "empty": "empty"}
+    names |= {"c": "SmolLM2 360M"} if world.third else {}
     scores: dict[str, list[Artifact]] = {name: [] for name in names}
     for hookpoint, sae in zip(world.hookpoints, world.saes[SUBJECT]):
         frame = _examples(world, hookpoint)
@@ -320,13 +326,31 @@ def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifa
                     examples,
                     kind="detection",
                     threshold=0.5,
-                    llm={"model": "demo:smollm2-135m", "temperature": 0.0},
+                    llm={"model": _judge(world, side), "temperature": 0.0},
                 )
             )
     controls = {name: scores[name] for name in ("permuted", "empty")}
-    return compare_explainers(
-        scores["a"], scores["b"], controls, config=ComparisonConfig(bootstrap=200), store=world.store
-    )
+    config = ComparisonConfig(bootstrap=200)
+    together = list(combinations([side for side in names if len(side) == 1], 2))
+    made = {
+        f"{a}{b}": compare_explainers(
+            scores[a],
+            scores[b],
+            controls,
+            config=config,
+            self_scored=world.self_scored,
+            pairs=len(together),
+            store=world.store,
+        )
+        for a, b in together
+    }
+    if world.third:
+        world.pairs = compare_pairs(made, config=config, store=world.store)
+    return made["ab"]
+
+
+def _judge(world: World, side: str) -> str:
+    return "judge-c" if world.self_scored and side == "c" else "demo:smollm2-135m"
 
 
 def _explainer_config(side: str, hookpoint: str) -> dict[str, Any]:
@@ -336,7 +360,8 @@ def _explainer_config(side: str, hookpoint: str) -> dict[str, Any]:
         return {"kind": side}
     if side == "b":
         return {"kind": "top-tokens", "label": None, "hookpoint": hookpoint}
-    llm = {"provider": "in-process", "model": "demo:smollm2-135m", "temperature": 0.0, "max_tokens": 48}
+    model = "demo:smollm2-135m" if side == "a" else "judge-c"
+    llm = {"provider": "in-process", "model": model, "temperature": 0.0, "max_tokens": 48}
     return {"kind": "llm", "label": None, "hookpoint": hookpoint, "llm": llm, "logit_lens": True}
 
 
@@ -399,7 +424,7 @@ def _labels(world: World, side: str) -> list[tuple[int, str | None]]:
     labels: list[tuple[int, str | None]] = []
     for latent in range(world.latents):
         theme = world.themes[latent % len(world.themes)]
-        text: str | None = {"a": theme[2], "b": theme[3], "empty": ""}.get(side)
+        text: str | None = {"a": theme[2], "b": theme[3], "c": theme[0], "empty": ""}.get(side)
         if side == "permuted":
             text = world.themes[(latent + 1) % len(world.themes)][2]
         if side == "a" and world.failing_explanations and latent == 3:
@@ -436,7 +461,7 @@ def _write_scores(
         rng = np.random.default_rng(crc32(f"{hookpoint} {side}".encode()))
         # What makes a latent hard makes it hard for both sides.
         hard = np.random.default_rng(5).normal(0, 0.12, world.latents)
-        skill = {"a": 0.72, "b": 0.66, "permuted": 0.52, "empty": 0.5}[side]
+        skill = {"a": 0.72, "b": 0.66, "c": 0.93, "permuted": 0.52, "empty": 0.5}[side]
         verdicts, scores = [], []
         for place, (latent, text) in enumerate(labels):
             rare = place == world.latents - 1 and world.latents > 1

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,9 +29,10 @@ def test_no_lock_or_config_file_holds_a_registry_address() -> None:
     assert not [path.name for path in files if "https://" in path.read_text() or "http://" in path.read_text()]
 
 
-def test_the_configuration_page_is_what_the_code_says() -> None:
-    page = ROOT / "docs" / "reference" / "configuration.md"
-    code = "import runpy; print(runpy.run_path('docs/generate.py')['render'](), end='')"
+@pytest.mark.parametrize("name", ["configuration.md", "python.md"])
+def test_the_reference_is_what_the_code_says(name: str) -> None:
+    page = ROOT / "docs" / "reference" / name
+    code = f"import runpy; print(runpy.run_path('docs/generate.py')['PAGES']['{name}'](), end='')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert page.read_text(encoding="utf-8") == done.stdout, "run: python docs/generate.py"
 

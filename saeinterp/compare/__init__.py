@@ -7,12 +7,14 @@ from saeinterp.compare.comparability import (
     fold_rows,
     require_comparable,
 )
+from saeinterp.compare.explainer_pairs import compare_pairs, compare_pairs_recipe, read_explainer_pairs
 from saeinterp.compare.explainers import (
     compare_explainers,
     compare_explainers_recipe,
     read_explainer_comparison,
 )
 from saeinterp.compare.models import compare_models, compare_models_recipe
+from saeinterp.compare.pair_results import ExplainerPairs
 from saeinterp.compare.results import ExplainerComparison
 from saeinterp.compare.scores import ComparedExplainers, compare_scores
 from saeinterp.compare.tables import ScoreTable, read_score_table
@@ -21,6 +23,7 @@ __all__ = [
     "ComparabilityRow",
     "ComparedExplainers",
     "ExplainerComparison",
+    "ExplainerPairs",
     "ScoreTable",
     "check_comparability",
     "comparability_row",
@@ -28,9 +31,12 @@ __all__ = [
     "compare_explainers_recipe",
     "compare_models",
     "compare_models_recipe",
+    "compare_pairs",
+    "compare_pairs_recipe",
     "compare_scores",
     "fold_rows",
     "read_explainer_comparison",
+    "read_explainer_pairs",
     "read_score_table",
     "require_comparable",
 ]

@@ -21,6 +21,8 @@ from saeinterp.errors import ComparabilityError
 Severity = Literal["hard", "soft"]
 _ABSENT = "not known"
 _PACKAGES = ("saeinterp", "torch", "transformers")
+_JUDGE = ("llm", "identity")
+"""Parts of a scorer's configuration that say which model judges."""
 
 
 class ComparabilityRow(BaseModel):
@@ -149,12 +151,15 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any
     return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
 
 
-def check_comparability(a: Artifact, b: Artifact) -> list[ComparabilityRow]:
+def check_comparability(a: Artifact, b: Artifact, *, self_scored: bool = False) -> list[ComparabilityRow]:
     """What should be equal between two `scores` artifacts of one hookpoint, and whether it is.
 
     Hard: SAE, its shape, model under study, corpus, example set (by checksum), examples shown to the explainers,
     scorer configuration and prompts, prompts of explainers of one kind, latent set. Soft: the scorer is also an
     explainer (two things change at once), package versions.
+
+    Args:
+        self_scored: Every explainer was judged by its own model: that the judging models differ is then soft.
     """
     left, right = lineage(a), lineage(b)
     rows = [
@@ -169,11 +174,7 @@ def check_comparability(a: Artifact, b: Artifact) -> list[ComparabilityRow]:
         comparability_row("latents", _latent_set(a), _latent_set(b), severity="hard"),
         comparability_row("scoring code", left.manifest.get("version"), right.manifest.get("version"), severity="hard"),
     ]
-    scorer_rows = [
-        comparability_row(f"scorer {key.removeprefix('scorer.')}", x, y, severity="hard")
-        for key, x, y in differing(left.config, right.config)
-    ]
-    rows += scorer_rows or [comparability_row("scorer", scorer_name(left), scorer_name(right), severity="hard")]
+    rows += _scorer(left, right, self_scored=self_scored)
     rows += _explainer_prompts(left, right)
     for side, node in (("A", left), ("B", right)):
         if row := _self_scored(side, node):
@@ -245,6 +246,19 @@ def _latent_set(scores: Artifact) -> str:
     rows = sorted(table.unique().iter_rows())
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:8]
     return f"{len(rows)} latents ({digest})"
+
+
+def _scorer(a: Node, b: Node, *, self_scored: bool) -> list[ComparabilityRow]:
+    found = [(key.removeprefix("scorer."), x, y) for key, x, y in differing(a.config, b.config)]
+    judges = [item for item in found if self_scored and item[0].partition(".")[0] in _JUDGE]
+    rows = [
+        comparability_row(f"scorer {key}", x, y, severity="hard") for key, x, y in found if (key, x, y) not in judges
+    ]
+    if judges:
+        note = "each explainer is judged by its own model: two things change at once, the explainer and its judge"
+        model = comparability_row("scorer model", scorer_name(a), scorer_name(b), severity="soft", note=note)
+        rows.append(model.model_copy(update={"ok": False}))
+    return rows or [comparability_row("scorer", scorer_name(a), scorer_name(b), severity="hard")]
 
 
 def _explainer_prompts(a: Node, b: Node) -> list[ComparabilityRow]:

@@ -21,13 +21,13 @@ from saeinterp.compare.comparability import (
     require_comparable,
 )
 from saeinterp.compare.results import ExplainerComparison
-from saeinterp.compare.scores import compare_scores
+from saeinterp.compare.scores import ComparedExplainers, compare_scores
 from saeinterp.compare.tables import read_score_table
 from saeinterp.config import ComparisonConfig, recipe_of
 from saeinterp.errors import DataError
 from saeinterp.progress import Progress
 
-VERSION = 1
+VERSION = 2
 
 
 def compare_explainers_recipe(
@@ -36,8 +36,15 @@ def compare_explainers_recipe(
     controls: Mapping[str, Sequence[Ref]],
     *,
     config: ComparisonConfig,
+    self_scored: bool = False,
+    pairs: int = 1,
 ) -> Recipe:
-    """The recipe of a comparison of scores artifacts, one per hookpoint on each side and per control."""
+    """The recipe of a comparison of scores artifacts, one per hookpoint on each side and per control.
+
+    Args:
+        self_scored: Every explainer was judged by its own model.
+        pairs: Pairs of explainers that are compared together, this one included.
+    """
     names = sorted(controls)
     return Recipe(
         kind="explainer-comparison",
@@ -48,6 +55,8 @@ def compare_explainers_recipe(
             "a": len(a),
             "b": len(b),
             "controls": [[name, len(controls[name])] for name in names],
+            "self_scored": self_scored,
+            "pairs": pairs,
         },
         inputs=(*a, *b, *(item for name in names for item in controls[name])),
     )
@@ -60,6 +69,8 @@ def compare_explainers(
     *,
     config: ComparisonConfig,
     store: ArtifactStore,
+    self_scored: bool = False,
+    pairs: int = 1,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compare two explainers by their scores; the difference is b minus a.
@@ -67,6 +78,8 @@ def compare_explainers(
     Args:
         a: `scores` artifacts of side a, one per hookpoint; `b` likewise, same hookpoints.
         controls: Control name (`permuted`, `empty`) to its scores artifacts.
+        self_scored: Every explainer was judged by its own model; the result and its report say so.
+        pairs: Pairs of explainers that are compared together; beyond one, `compare_pairs` adjusts over them.
 
     Returns:
         An `explainer-comparison` artifact: `comparison.json` (an `ExplainerComparison`), `latents.parquet`.
@@ -77,7 +90,7 @@ def compare_explainers(
     """
 
     def write(space: Workspace) -> None:
-        rows = _comparability(a, b, controls)
+        rows = _comparability(a, b, controls, self_scored=self_scored)
         require_comparable(rows, allow_unmatched=config.allow_unmatched)
         outcome = compare_scores(
             read_score_table(a),
@@ -86,13 +99,21 @@ def compare_explainers(
             config=config,
             comparability=rows,
             configuration=explainer_difference(a[0], b[0]),
+            self_scored=self_scored,
+            pairs=pairs,
             progress=progress,
         )
-        write_json(space.out / "comparison.json", outcome.result.model_dump(mode="json"))
-        outcome.latents.write_parquet(space.out / "latents.parquet", compression="zstd")
-        space.counts = {"latents": outcome.result.n_latents, "selected": outcome.result.n_selected}
+        write_comparison(space, outcome)
 
-    return store.build(compare_explainers_recipe(a, b, controls, config=config), write)
+    recipe = compare_explainers_recipe(a, b, controls, config=config, self_scored=self_scored, pairs=pairs)
+    return store.build(recipe, write)
+
+
+def write_comparison(space: Workspace, outcome: ComparedExplainers) -> None:
+    """Write `comparison.json` and `latents.parquet`, whatever the scores came from."""
+    write_json(space.out / "comparison.json", outcome.result.model_dump(mode="json"))
+    outcome.latents.write_parquet(space.out / "latents.parquet", compression="zstd")
+    space.counts = {"latents": outcome.result.n_latents, "selected": outcome.result.n_selected}
 
 
 def read_explainer_comparison(artifact: Artifact) -> ExplainerComparison:
@@ -101,12 +122,18 @@ def read_explainer_comparison(artifact: Artifact) -> ExplainerComparison:
 
 
 def _comparability(
-    a: Sequence[Artifact], b: Sequence[Artifact], controls: Mapping[str, Sequence[Artifact]]
+    a: Sequence[Artifact],
+    b: Sequence[Artifact],
+    controls: Mapping[str, Sequence[Artifact]],
+    *,
+    self_scored: bool,
 ) -> list[ComparabilityRow]:
     sides = [{_hookpoint(item): item for item in items} for items in (a, b)]
     rows = [comparability_row("hookpoints", *(", ".join(side) for side in sides), severity="hard")]
     shared = [name for name in sides[0] if name in sides[1]]
-    rows += fold_rows({name: check_comparability(sides[0][name], sides[1][name]) for name in shared})
+    rows += fold_rows(
+        {name: check_comparability(sides[0][name], sides[1][name], self_scored=self_scored) for name in shared}
+    )
     for control, items in sorted(controls.items()):
         found = {_hookpoint(item): item for item in items}
         broken = {

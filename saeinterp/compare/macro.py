@@ -57,8 +57,8 @@ def macro_of(metric: str, a: Side, b: Side, *, config: ComparisonConfig) -> Macr
         return None
     return Macro(
         rows=rows,
-        interval_a=_side_interval(metric, first[rows], config=config),
-        interval_b=_side_interval(metric, second[rows], config=config),
+        interval_a=side_interval(metric, first[rows], config=config),
+        interval_b=side_interval(metric, second[rows], config=config),
         paired=paired(first[rows], second[rows], config=config),
     )
 
@@ -190,7 +190,7 @@ def control_results(
                 description=CONTROL_DESCRIPTIONS.get(name, "a control"),
                 n=len(column),
                 mean=float(column.mean()),
-                interval=IntervalResult.of(_side_interval(config.metric, column, config=config)),
+                interval=IntervalResult.of(side_interval(config.metric, column, config=config)),
                 against_a=PairedResult.of(against_a, family="controls", p_holm=adjusted[2 * index]),
                 against_b=PairedResult.of(against_b, family="controls", p_holm=adjusted[2 * index + 1]),
                 metrics=means,
@@ -199,8 +199,8 @@ def control_results(
     return results
 
 
-def _side_interval(metric: str, column: Floats, *, config: ComparisonConfig) -> Interval:
-    """Sign flips about the mean inverted; AUROC, itself a ratio over pairs, by bootstrap over latents."""
+def side_interval(metric: str, column: Floats, *, config: ComparisonConfig) -> Interval:
+    """Interval of one side's mean: sign flips inverted; AUROC, itself a ratio over pairs, by bootstrap over latents."""
     if metric != "auroc":
         return mean_interval(column, alpha=config.alpha, seed=config.seed)
     mean = OfTotals(np.stack([column, np.ones_like(column)], axis=1), _mean)

@@ -19,7 +19,7 @@ from saeinterp.stats import interval_text, number, signed
 ADJUSTMENT = "intervals are per layer and metric, not adjusted for their number"
 CONTROL_METRICS = ("fvu", "delta_ce")
 
-Outcome = Literal["beats", "worse", "no detectable difference", "not tested"]
+Outcome = Literal["beats", "worse", "no detectable difference", "not tested", "not applicable"]
 
 
 class Judged(NamedTuple):
@@ -81,8 +81,8 @@ def layer_results(
         outcomes: tuple[ControlOutcome, ...] = ()
         sentence = None
         if control and a and b:
-            outcomes = _outcomes(rows, control)
             values = (a if control == "a" else b)[0].values
+            outcomes = _outcomes(rows, control, applies=values["loss_recovered"]["value"] is not None)
             head = place.shown(datasets=datasets)
             sentence = _control_sentence(head, rows, outcomes, values, control=control, names=names, alpha=alpha)
         layers.append(
@@ -210,14 +210,21 @@ def _judged(row: MetricDifference) -> Judged:
     return Judged(found.verdict, found.lower, found.low, found.high)
 
 
-def _outcomes(rows: Sequence[MetricDifference], control: Side) -> tuple[ControlOutcome, ...]:
+def _outcomes(rows: Sequence[MetricDifference], control: Side, *, applies: bool) -> tuple[ControlOutcome, ...]:
+    """What the real side is against its control, per metric.
+
+    Where loss recovered does not apply to the control (`applies`), its CE hardly depends on the layer: any SAE has a
+    small ΔCE there, and nothing follows from it.
+    """
     outcomes = []
     by_metric = {row.metric: row for row in rows}
     for metric in CONTROL_METRICS:
         row = by_metric[metric]
         found = _judged(row)
         outcome: Outcome = "not tested"
-        if found.verdict == "inconclusive":
+        if metric == "delta_ce" and not applies:
+            outcome = "not applicable"
+        elif found.verdict == "inconclusive":
             outcome = "no detectable difference"
         elif found.verdict == "different":
             outcome = "worse" if found.lower == control else "beats"
@@ -239,7 +246,7 @@ def _control_sentence(
     alpha: float,
 ) -> str:
     by_metric = {row.metric: row for row in rows}
-    words: Mapping[Outcome, str] = {
+    words = {
         "beats": "beats its control",
         "worse": "is worse than its control",
         "no detectable difference": "shows no detectable difference from its control",
@@ -247,6 +254,7 @@ def _control_sentence(
     }
     real = names[1] if control == "a" else names[0]
     parts = []
+    unjudged = ""
     for outcome in outcomes:
         row = by_metric[outcome.metric]
         own, other = (row.b, row.a) if control == "a" else (row.a, row.b)
@@ -254,19 +262,17 @@ def _control_sentence(
         low, high = (found.low, found.high) if control == "b" else _negated(found.low, found.high)
         unit = METRICS[row.metric].unit
         shown = f"{number(own.value)}{unit} against {number(other.value)}{unit}"
+        if outcome.outcome == "not applicable":
+            gap = f"{signed(values['zero_gap']['value'])} nat"
+            unjudged = f" {row.title} ({shown}) is not judged: zeroing this layer changes the control's CE by {gap}."
+            continue
         if outcome.outcome == "not tested":
             shown += f"; {row.models.reason if row.models else row.reason}"
         else:
             shown += f", control − real {signed(outcome.difference)}{unit}, {interval_text(low, high, alpha=alpha)}"
             shown += ", SAE training seeds included" if row.models else ""
         parts.append(f"{words[outcome.outcome]} on {row.title} ({shown})")
-    text = f"{head}: {real} " + " and ".join(parts) + "."
-    if values["loss_recovered"]["value"] is None:
-        text += (
-            " Loss recovered does not apply to the control: zeroing this layer changes its CE by"
-            f" {signed(values['zero_gap']['value'])} nat, so ΔCE there does not measure its SAE."
-        )
-    return text
+    return f"{head}: {real} " + " and ".join(parts) + "." + unjudged
 
 
 def _negated(low: float | None, high: float | None) -> tuple[float | None, float | None]:

@@ -243,7 +243,7 @@ class McNemarResult(Result):
 class FamilyResult(Result):
     """A family of tests, frozen before scoring."""
 
-    name: Literal["primary", "controls", "secondary", "hookpoints", "latents"]
+    name: Literal["primary", "equivalence", "controls", "secondary", "hookpoints", "latents"]
     tests: int
     adjustment: Literal["none", "Holm"]
     description: str
@@ -313,4 +313,9 @@ class ExplainerComparison(Result):
     matched: bool
     """No hard row of `comparability` differs."""
     configuration: tuple[ConfigurationDifference, ...]
+    self_scored: bool
+    """Every explainer was judged by its own model: two things changed at once."""
+    pairs: int
+    """Pairs of explainers compared together; beyond one, the verdict is that of the `explainer-pairs` artifact, which
+    adjusts over them."""
     sentences: tuple[Sentence, ...]

@@ -47,7 +47,17 @@ from saeinterp.compare.summaries import (
     statuses,
     verdict_result,
 )
-from saeinterp.compare.tables import KEY, METRICS, SCORED, ScoreTable, Side, fill_failed, side_columns, with_status
+from saeinterp.compare.tables import (
+    KEY,
+    METRICS,
+    SCORED,
+    SIMULATED,
+    ScoreTable,
+    Side,
+    fill_failed,
+    side_columns,
+    with_status,
+)
 from saeinterp.compare.wording import DESCRIPTIONS, TITLES, macro_title, primary_sentence, sentences
 from saeinterp.config import ComparisonConfig
 from saeinterp.errors import DataError
@@ -73,6 +83,8 @@ def compare_scores(
     config: ComparisonConfig | None = None,
     comparability: Sequence[ComparabilityRow] = (),
     configuration: Sequence[tuple[str, str, str]] = (),
+    self_scored: bool = False,
+    pairs: int = 1,
     progress: Progress | None = None,
 ) -> ComparedExplainers:
     """Compare two score tables; the difference is b minus a.
@@ -82,6 +94,8 @@ def compare_scores(
         config: Endpoint, level, margin, draws and seed.
         comparability: Rows of the check that preceded.
         configuration: Fields in which the explainers differ: (field, a, b).
+        self_scored: Every explainer was judged by its own model.
+        pairs: Pairs of explainers compared together, this one included.
 
     Raises:
         DataError: No latent was scored on both sides, the primary metric is missing, or tables contradict themselves.
@@ -114,11 +128,11 @@ def compare_scores(
             micro_results(side_a, side_b, firings, draws=config.bootstrap, alpha=config.alpha, seed=config.seed),
         )
     )
-    pairs = None
+    both = None
     if a.verdicts is not None and b.verdicts is not None:
-        pairs = paired_verdicts(a.verdicts, b.verdicts, keys)
-    verdicts = verdict_level(pairs, seed=config.seed) if pairs is not None else None
-    mcnemar = mcnemar_per_latent(pairs, keys, seed=config.seed) if pairs is not None else None
+        both = paired_verdicts(a.verdicts, b.verdicts, keys)
+    verdicts = verdict_level(both, seed=config.seed) if both is not None else None
+    mcnemar = mcnemar_per_latent(both, keys, seed=config.seed) if both is not None else None
     mcnemar_holm = holm(mcnemar.p) if mcnemar is not None else []
     complete = _complete_pairs(side_a, side_b, primary, config=config)
 
@@ -158,6 +172,7 @@ def compare_scores(
             bounds=bounds_of(name, side_a, side_b),
         )
         for name in (*METRICS, WEIGHTED)
+        if name != SIMULATED or macros[name] is not None
     ]
     metrics.append(_pooled_auroc_metric(a, b, keys, side_a, side_b, config=config))
     compared_controls = control_results(control_columns, side_a, side_b, config=config)
@@ -180,7 +195,7 @@ def compare_scores(
         unmatched=tuple(unmatched),
         verdict=primary.paired.verdict,
         verdict_words=verdict_words(primary.paired.verdict, margin=config.margin),
-        sentence=primary_sentence(stored, title_a=a.title, title_b=b.title, metric=config.metric),
+        sentence=primary_sentence(stored, title_a=a.title, title_b=b.title, metric=config.metric, pairs=pairs),
         primary=stored,
         complete_pairs=(
             PairedResult.of(complete, family="secondary", p_holm=adjusted["complete", ""])
@@ -218,6 +233,8 @@ def compare_scores(
         comparability=tuple(comparability),
         matched=all(row.ok for row in comparability if row.severity == "hard"),
         configuration=tuple(ConfigurationDifference(field=f, a=x, b=y) for f, x, y in configuration),
+        self_scored=self_scored,
+        pairs=pairs,
         sentences=(),
     )
     latents = latent_table(

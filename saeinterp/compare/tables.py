@@ -21,7 +21,9 @@ from saeinterp.stats.intervals import Floats
 
 KEY = ["hookpoint", "latent"]
 COUNTS = ["tp", "fp", "tn", "fn"]
-METRICS = ("f1", "precision", "recall", "accuracy", "balanced_accuracy", "mcc", "auroc")
+SIMULATED = "correlation"
+"""The metric of the simulation scorer, which gives no verdicts; no other scorer has it."""
+METRICS = ("f1", "precision", "recall", "accuracy", "balanced_accuracy", "mcc", "auroc", SIMULATED)
 """Metrics of one latent, averaged over latents."""
 SCORED = ("scored", "explanation_failed")
 """Statuses that enter the comparison; the others are counted and listed."""
@@ -104,13 +106,15 @@ def read_score_table(artifacts: Sequence[Artifact]) -> ScoreTable:
         if len(hookpoints) != 1:
             raise DataError("a scores artifact covers one hookpoint", field=artifact.id, got=hookpoints)
         scores.append(table)
-        rows = pl.read_parquet(artifact.file("verdicts.parquet"))
-        verdicts.append(rows.drop("hookpoint", strict=False).with_columns(hookpoint=pl.lit(hookpoints[0])))
+        # A simulation predicts activations: it has no verdicts.
+        if (artifact.path / "verdicts.parquet").exists():
+            rows = pl.read_parquet(artifact.file("verdicts.parquet"))
+            verdicts.append(rows.drop("hookpoint", strict=False).with_columns(hookpoint=pl.lit(hookpoints[0])))
     title, floor = _name(artifacts[0])
     return ScoreTable(
         title,
         pl.concat(scores, how="diagonal_relaxed"),
-        pl.concat(verdicts, how="diagonal_relaxed"),
+        pl.concat(verdicts, how="diagonal_relaxed") if verdicts else None,
         floor=floor,
     )
 
@@ -122,7 +126,7 @@ def fill_failed(table: ScoreTable, empty: ScoreTable | None) -> ScoreTable:
         DataError: There is a failed explanation without a score and no empty control to take it from.
     """
     scores = with_status(table.scores)
-    measure = next((name for name in ("f1", *METRICS) if name in scores.columns), None)
+    measure = next((name for name in METRICS if _floats(scores, name) is not None), None)
     if measure is None:
         return table
     lacking = scores.filter((pl.col("status") == "explanation_failed") & pl.col(measure).is_null())

@@ -19,6 +19,7 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "mcc": "MCC",
     "auroc": "AUROC",
+    "correlation": "correlation",
     "frequency_weighted_f1": "frequency-weighted F1",
     "pooled_auroc": "pooled AUROC",
 }
@@ -30,6 +31,7 @@ DESCRIPTIONS = {
     "balanced_accuracy": "(TPR + TNR) / 2; chance is 0.5",
     "mcc": "Matthews correlation coefficient; chance is 0, and 0 when every answer is the same",
     "auroc": "P(a true example gets a higher probability than a false one), within a latent; chance is 0.5",
+    "correlation": "Pearson correlation of simulated and true activations over a latent's tokens; chance is 0",
     "frequency_weighted_f1": "sum of F1 times firings over sum of firings",
     "pooled_auroc": "AUROC over the examples of all latents thrown together; not the mean of within-latent AUROCs",
 }
@@ -43,7 +45,12 @@ STATUS_WORDS = {
     "too_dense": "too dense",
     "dead": "dead",
     "explanation_failed": "with a failed explanation",
+    "not_scored": "without a value",
 }
+SELF_SCORED = (
+    "Two things changed at once: each explainer was judged by its own model, so a difference may come from the "
+    "explainer or from its judge."
+)
 
 
 def macro_title(metric: str) -> str:
@@ -51,9 +58,10 @@ def macro_title(metric: str) -> str:
     return f"per-latent {TITLES[metric]}, averaged over latents"
 
 
-def primary_sentence(paired: PairedResult, *, title_a: str, title_b: str, metric: str) -> str:
-    """The sentence of the primary endpoint."""
-    return paired_sentence(paired, title_a=title_a, title_b=title_b, metric=macro_title(metric))
+def primary_sentence(paired: PairedResult, *, title_a: str, title_b: str, metric: str, pairs: int = 1) -> str:
+    """The sentence of the primary endpoint; of one pair among several it says that it is not adjusted."""
+    text = paired_sentence(paired, title_a=title_a, title_b=title_b, metric=macro_title(metric))
+    return text if pairs == 1 else f"{text} One of {pairs} pairs: p is before adjustment."
 
 
 def sentences(result: ExplainerComparison) -> list[Sentence]:
@@ -64,6 +72,8 @@ def sentences(result: ExplainerComparison) -> list[Sentence]:
         broken = [row.field for row in result.comparability if row.severity == "hard" and not row.ok]
         text = f"The sides are not matched: they differ in {', '.join(broken)}; the difference may come from that."
         said.insert(0, Sentence(id="unmatched", text=text))
+    if result.self_scored:
+        said.insert(0, Sentence(id="self_scored", text=SELF_SCORED))
     said += _soft(result)
     if result.complete_pairs is not None and result.complete_pairs.n != result.primary.n:
         complete = primary_sentence(

@@ -6,17 +6,12 @@ result is computed are declared with `place()`: `recipe_of` leaves them out of r
 
 from saeinterp.config.absorption import AbsorptionConfig
 from saeinterp.config.base import SPLITS, Config, Split, place, recipe_of
+from saeinterp.config.comparison import ComparisonConfig
+from saeinterp.config.explaining import ExamplesConfig, ExplainerConfig, ScorerConfig
 from saeinterp.config.flows import CompareExplainersConfig, CompareModelsConfig, ExplainFeaturesConfig, TrainSaesConfig
 from saeinterp.config.grades import PROFILES, WORST_CASE, GradingConfig, Thresholds
-from saeinterp.config.grading import (
-    ComparisonConfig,
-    ExamplesConfig,
-    ExplainerConfig,
-    HealthConfig,
-    HealthDataset,
-    LLMConfig,
-    ScorerConfig,
-)
+from saeinterp.config.health import HealthConfig, HealthDataset
+from saeinterp.config.llm import BudgetConfig, LLMConfig, ServingConfig
 from saeinterp.config.probing import ProbeLatentsConfig, SparseProbingConfig
 from saeinterp.config.reading import dump_config, load_config, parse_config
 from saeinterp.config.subject import (
@@ -37,6 +32,7 @@ __all__ = [
     "SPLITS",
     "WORST_CASE",
     "AbsorptionConfig",
+    "BudgetConfig",
     "CaptureConfig",
     "CompareExplainersConfig",
     "CompareModelsConfig",
@@ -57,6 +53,7 @@ __all__ = [
     "Placement",
     "ProbeLatentsConfig",
     "ScorerConfig",
+    "ServingConfig",
     "SparseProbingConfig",
     "Split",
     "SplitFractions",

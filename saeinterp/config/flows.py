@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,8 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from saeinterp.config.absorption import AbsorptionConfig
 from saeinterp.config.base import Config, recipe_of
+from saeinterp.config.comparison import ComparisonConfig
+from saeinterp.config.explaining import ExamplesConfig, ExplainerConfig, ScorerConfig
 from saeinterp.config.grades import WORST_CASE, GradingConfig
-from saeinterp.config.grading import ComparisonConfig, ExamplesConfig, ExplainerConfig, HealthConfig, ScorerConfig
+from saeinterp.config.health import HealthConfig
 from saeinterp.config.subject import CaptureConfig, CorpusConfig, SubjectConfig
 from saeinterp.config.training import LaunchConfig, TrainingConfig
 
@@ -70,19 +73,40 @@ class ExplainFeaturesConfig(TrainSaesConfig):
 
 
 class CompareExplainersConfig(TrainSaesConfig):
-    """Two explainers on the same latents and examples, scored by one fixed scorer."""
+    """Two or more explainers on the same latents and examples, scored by one fixed scorer."""
 
     absorption: AbsorptionConfig = AbsorptionConfig(enabled=False)
     """First-letter absorption; off here, since it needs a pass over thousands of prompts."""
     examples: ExamplesConfig = ExamplesConfig()
     explainer_a: ExplainerConfig = ExplainerConfig()
     explainer_b: ExplainerConfig = ExplainerConfig(kind="top-tokens")
+    more_explainers: tuple[ExplainerConfig, ...] = ()
+    """Explainers C, D, …: every pair is compared, p adjusted over all pairs by Holm."""
     controls: tuple[Literal["permuted", "empty"], ...] = ("permuted", "empty")
     """Control explanations: another latent's (`permuted`) and none (`empty`)."""
     scorer: ScorerConfig = ScorerConfig()
+    self_scored: bool = False
+    """Let every explainer's own model score it, as some published comparisons do: two things then change at once, and
+    the report says so. `scorer.llm` then scores only the explainers that have no model."""
     comparison: ComparisonConfig = ComparisonConfig()
     random_weights_control: bool = True
     """Also train and grade SAEs on the subject with random weights: the floor."""
+
+    @property
+    def explainers(self) -> dict[str, ExplainerConfig]:
+        """All explainers by letter, `a` first."""
+        found = (self.explainer_a, self.explainer_b, *self.more_explainers)
+        return {string.ascii_lowercase[index]: explainer for index, explainer in enumerate(found)}
+
+    @model_validator(mode="after")
+    def _explainers_differ(self) -> CompareExplainersConfig:
+        if len(self.more_explainers) > len(string.ascii_lowercase) - 2:
+            raise ValueError(f"more_explainers: {len(self.more_explainers)} are too many; at most 24")
+        titles = [explainer.title for explainer in self.explainers.values()]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two explainers are called {title!r}; give one a label (explainer_b.label)")
+        return self
 
 
 class CompareModelsConfig(Config):

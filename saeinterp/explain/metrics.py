@@ -103,6 +103,23 @@ def match_rates(group: Sequence[K], verdict: Sequence[bool | None]) -> dict[K, R
     return rates
 
 
+def natural_precision(recall: float | None, false_positives: float | None, share: float | None) -> float | None:
+    """Precision if examples came as windows do in text: `share r / (share r + (1 - share) f)`.
+
+    Args:
+        recall: Of activating windows, those said to match (r).
+        false_positives: Of silent windows drawn at random, those said to match (f).
+        share: Of all windows, the activating ones.
+
+    Returns:
+        The precision, 0 where nothing is said to match; None where one of them is not known.
+    """
+    if recall is None or false_positives is None or share is None:
+        return None
+    right, wrong = share * recall, (1 - share) * false_positives
+    return right / (right + wrong) if right + wrong else 0.0
+
+
 def _number(value: Any) -> float | None:
     number = float(value)
     return None if math.isnan(number) else number

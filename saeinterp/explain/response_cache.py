@@ -3,7 +3,8 @@
 `<root>/llm-cache/<host>-<pid>-<random>.jsonl`: every process appends to a file of its own and reads all
 others, so that no lock is needed, network file systems included. The surprising choice: a line is only
 believed when it is whole (kill -9 may tear the last one), and keys are hashes, so prompts and credentials
-are nowhere in it.
+are nowhere in it. A line is written at once and synced in groups: a killed process loses nothing, a machine that
+loses power only what its last sync had not reached.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import socket
 import threading
 import uuid
 from collections.abc import Sequence
+from dataclasses import fields
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from saeinterp.errors import ArtifactError
-from saeinterp.explain.llm import Reply
+from saeinterp.explain.llm import Reply, Usage
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class ResponseCache:
         self._lock = threading.Lock()
         self._known: dict[str, list[Reply]] = {}
         self._read: dict[Path, int] = {}
-        self._shard: BinaryIO | None = None
+        self._shard: FileIO | None = None
         self._pid = 0
 
     @classmethod
@@ -57,34 +60,63 @@ class ResponseCache:
         with self._lock:
             return self._known.get(key)
 
+    def append(self, key: str, replies: Sequence[Reply]) -> None:
+        """Hand the replies of one request or batch to the operating system: the end of this process cannot lose them.
+
+        The end of the machine can, until `sync`.
+
+        Raises:
+            ArtifactError: The folder cannot be written.
+        """
+        entry = {"key": key, "replies": [_packed(reply) for reply in replies]}
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        with self._lock:
+            try:
+                shard = self._own_shard()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[shard.write(rest) :]
+            except OSError as error:
+                self._shard = None  # it may end in half a line, which must not run into the next
+                raise self._unwritable(error) from error
+            self._known[key] = list(replies)
+
+    def sync(self) -> None:
+        """Wait until everything appended so far is on disk; other threads may append meanwhile.
+
+        Raises:
+            ArtifactError: The disk refuses.
+        """
+        with self._lock:
+            shard = self._shard if self._pid == os.getpid() else None
+        try:
+            if shard is not None:
+                os.fsync(shard.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def put(self, key: str, replies: Sequence[Reply]) -> None:
         """Store the replies of one request or batch; they are on disk when this returns.
 
         Raises:
             ArtifactError: The folder cannot be written.
         """
-        entry = {"key": key, "replies": [[r.text, r.choice_logprobs, r.status, r.error] for r in replies]}
-        line = json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        with self._lock:
-            try:
-                shard = self._own_shard()
-                shard.write(line)
-                shard.flush()
-                os.fsync(shard.fileno())
-            except OSError as error:
-                raise ArtifactError(
-                    f"cannot keep a reply: {error.strerror}",
-                    got=str(self.folder),
-                    next_step="free space or fix the permissions of SAEINTERP_ROOT, then run again",
-                ) from error
-            self._known[key] = list(replies)
+        self.append(key, replies)
+        self.sync()
 
-    def _own_shard(self) -> BinaryIO:
+    def _unwritable(self, error: OSError) -> ArtifactError:
+        return ArtifactError(
+            f"cannot keep a reply: {error.strerror}",
+            got=str(self.folder),
+            next_step="free space or fix the permissions of SAEINTERP_ROOT, then run again",
+        )
+
+    def _own_shard(self) -> FileIO:
         if self._shard is None or self._pid != os.getpid():  # a forked child must not share its parent's file
             self.folder.mkdir(parents=True, exist_ok=True)
             self._pid = os.getpid()
             path = self.folder / f"{socket.gethostname()}-{self._pid}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._shard = path.open("xb")
+            self._shard = FileIO(path, "xb")
         return self._shard
 
     def _follow(self, path: Path) -> None:
@@ -99,10 +131,28 @@ class ResponseCache:
         for line in data[:whole].splitlines():
             try:
                 entry = json.loads(line)
-                replies = [
-                    Reply(text, None if pair is None else (pair[0], pair[1]), status, error)
-                    for text, pair, status, error in entry["replies"]
-                ]
-                self._known[entry["key"]] = replies
-            except (ValueError, KeyError, TypeError, IndexError):
+                self._known[entry["key"]] = [_unpacked(reply) for reply in entry["replies"]]
+            except (ValueError, KeyError, TypeError):
                 log.warning("%s holds a line that is no reply; it is asked for again", path)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Reply)}
+
+
+def _packed(reply: Reply) -> dict[str, Any]:
+    """What a reply says beyond the defaults, as JSON values."""
+    return {name: value for name, value in vars(reply).items() if value != _DEFAULTS[name]}
+
+
+def _unpacked(values: dict[str, Any]) -> Reply:
+    found = dict(values)
+    if "choice_logprobs" in found:
+        yes, no = found["choice_logprobs"]
+        found["choice_logprobs"] = (yes, no)
+    if "verdict_logprobs" in found:
+        found["verdict_logprobs"] = tuple(pair and (pair[0], pair[1]) for pair in found["verdict_logprobs"])
+    if "slot_logprobs" in found:
+        found["slot_logprobs"] = tuple(map(tuple, found["slot_logprobs"]))
+    if "usage" in found:
+        found["usage"] = Usage(*found["usage"])
+    return Reply(**found)

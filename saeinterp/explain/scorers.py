@@ -1,65 +1,46 @@
 """Scores of explanations: does a model that reads only the explanation know where the latent fires?
 
-`detection` asks about one text at a time whether it matches. The surprising choice: the verdict is not the
-word the model wrote but P(Yes) / (P(Yes) + P(No)) against a threshold, where the model gives probabilities;
-a verdict that cannot be had stays None, is counted in coverage and bounded, and is never taken for "no".
+`detection` asks whether texts match it, `fuzz` whether it fits the marked tokens, `simulation` how strongly the latent
+fires on each token. The surprising choice: the verdict is not what the model wrote but P(yes) / (P(yes) + P(no))
+against a threshold, where the model gives probabilities; a verdict that cannot be had stays None, is counted in
+coverage and bounded, and is never taken for "no".
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
-from saeinterp.config import ScorerConfig, recipe_of
+from saeinterp.config import ScorerConfig
 from saeinterp.errors import DataError
-from saeinterp.explain.explainers import read_explanations, read_latents, require_answers
-from saeinterp.explain.llm import Completions, Reply, Request, llm_identity, open_llm
-from saeinterp.explain.metrics import VerdictMetrics, match_rates, verdict_metrics
-from saeinterp.explain.prompts import fill, prompt_hash
+from saeinterp.explain.answers import request_counts, require_answers
+from saeinterp.explain.explanation_table import KIND as EXPLANATIONS
+from saeinterp.explain.explanation_table import read_explanations, read_latents
+from saeinterp.explain.fuzz import fuzz_texts
+from saeinterp.explain.intervals import macro_estimate
+from saeinterp.explain.judging import Judgement, judgements, prompt_name, questions
+from saeinterp.explain.llm import Completions, Request, llm_recipe, open_llm
+from saeinterp.explain.prompts import prompt_hash
+from saeinterp.explain.score_tables import (
+    Judged,
+    coverage_summary,
+    outcome_rows,
+    score_rows,
+    score_table,
+    verdict_summary,
+    verdict_table,
+)
+from saeinterp.explain.simulation import simulation_correlation, simulation_requests, simulations
 from saeinterp.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
 KIND = "scores"
-CHOICES = ("Yes", "No")
-_ANSWER = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-MACRO = ("precision", "recall", "f1", "accuracy", "balanced_accuracy", "mcc", "auroc", "f1_always_yes")
-
-VERDICT_SCHEMA: dict[str, Any] = {
-    "latent": pl.Int32,
-    "example_id": pl.Int32,
-    "kind": pl.String,
-    "quantile": pl.Int8,
-    "doc_id": pl.Int32,
-    "truth": pl.Boolean,
-    "verdict": pl.Boolean,
-    "probability": pl.Float64,
-    "reply": pl.String,
-    "status": pl.String,
-}
-_COUNTS = ("n", "usable", "tp", "fp", "tn", "fn")
-SCORE_SCHEMA: dict[str, Any] = {
-    "latent": pl.Int32,
-    "hookpoint": pl.String,
-    "status": pl.String,
-    "explanation": pl.String,
-    **{name: pl.Int32 if name in _COUNTS else pl.Float64 for name in VerdictMetrics._fields},
-    "firings": pl.Int64,
-    "density": pl.Float64,
-}
-
-
-class Judgement(NamedTuple):
-    """One verdict: what was said, P(match) where known, and whether it is usable (`ok`, `unusable`, `error`)."""
-
-    verdict: bool | None
-    probability: float | None
-    status: str
+_KEY = ("latent", "example_id", "kind", "quantile", "doc_id")
+_READ = {"detection": ("text",), "fuzz": ("tokens", "activations"), "simulation": ("tokens", "activations")}
 
 
 def score_recipe(explanations: Ref, examples: Ref, *, config: ScorerConfig) -> Recipe:
@@ -68,9 +49,15 @@ def score_recipe(explanations: Ref, examples: Ref, *, config: ScorerConfig) -> R
     Raises:
         LLMError: The in-process model does not exist.
     """
-    values = recipe_of(config)
-    values["identity"] = llm_identity(config.llm)
-    values["prompts"] = {config.kind: prompt_hash(config.kind)}
+    prompt = prompt_name(config)
+    values: dict[str, Any] = {
+        "kind": config.kind,
+        "min_coverage": config.min_coverage,
+        "llm": {"model": config.llm.model, **llm_recipe(config.llm)},
+        "prompts": {prompt: prompt_hash(prompt)},
+    }
+    if config.kind != "simulation":
+        values |= {"examples_per_prompt": config.together, "threshold": config.threshold}
     return Recipe(kind=KIND, name=explanations.name, version=VERSION, config=values, inputs=(explanations, examples))
 
 
@@ -84,65 +71,127 @@ def score(
 ) -> Artifact:
     """Judge explanations on the scorer's examples.
 
-    Payload: `verdicts.parquet` (one row per example), `scores.parquet` (one row per selected latent, scored or
-    not), `summary.json`. A latent whose explanation failed is judged by the empty one.
+    Payload: `scores.parquet` (one row per selected latent, scored or not), `summary.json`, and one row per example in
+    `verdicts.parquet` (detection, fuzz) or `simulations.parquet`. A latent whose explanation failed is judged by the
+    empty one.
 
     Raises:
         LLMError: The model is gone or refuses, or a failing server left coverage below `min_coverage`; replies
             received so far are kept.
-        DataError: Explanations and examples are not of the same latents.
+        DataError: Explanations and examples are not of the same SAE, or not of the same latents.
     """
     recipe = score_recipe(explanations, examples, config=config)
 
     def write(space: Workspace) -> None:
+        _require_same_sae(explanations, examples)
         latents = read_latents(examples)
-        texts = _texts(explanations, latents)
+        judged = _judged(explanations, latents)
+        facts = read_json(examples.file("examples.json"))
+        windows = facts["windows"]["score"]
+        outcomes = outcome_rows(latents, judged, hookpoint=facts["hookpoint"], windows=windows)
         rows = (
-            pl.read_parquet(examples.file("examples.parquet"))
-            .filter(pl.col("role") == "score", pl.col("latent").is_in(list(texts)))
+            pl.scan_parquet(examples.file("examples.parquet"))
+            .filter(pl.col("role") == "score", pl.col("latent").is_in(list(judged)))
+            .select(*_KEY, *_READ[config.kind])
+            .collect()
             .sort("latent", "example_id")
         )
-        completions = _ask(rows, texts, config, store, progress or silent)
-        judged = [judge(reply, threshold=config.threshold) for reply in completions.replies]
-        verdicts = _verdicts(rows, judged, completions.replies)
-        verdicts.write_parquet(space.out / "verdicts.parquet", compression="zstd")
-        hookpoint = read_json(examples.file("examples.json"))["hookpoint"]
-        scores = _scores(latents, texts, verdicts, hookpoint)
+        texts = {latent: item.explanation for latent, item in judged.items()}
+        asked = _simulated if config.kind == "simulation" else _judge
+        scores, summary, completions = asked(rows, texts, outcomes, config, store, progress or silent, space.out)
         scores.write_parquet(space.out / "scores.parquet", compression="zstd")
-        write_json(space.out / "summary.json", _summary(verdicts, scores, hookpoint, config))
-        space.counts = {
-            "latents": scores.height,
-            "verdicts": verdicts.height,
-            "requests_sent": completions.sent,
-            "requests_cached": completions.cached,
-        }
+        coverage = summary["coverage"]
+        write_json(
+            space.out / "summary.json",
+            {
+                "hookpoint": facts["hookpoint"],
+                "scorer": f"{config.llm.model} ({config.kind})",
+                "kind": config.kind,
+                "examples_per_prompt": 1 if config.kind == "simulation" else config.together,
+                "threshold": None if config.kind == "simulation" else config.threshold,
+                "min_coverage": config.min_coverage,
+                "coverage_ok": coverage is not None and coverage >= config.min_coverage,
+                **summary,
+            },
+        )
+        space.counts = {"latents": scores.height, "verdicts": summary["n"], **request_counts(completions)}
 
     return store.build(recipe, write)
 
 
-def judge(reply: Reply, *, threshold: float) -> Judgement:
-    """The verdict in a reply: from the log-probabilities of the choices, else from a reply that starts with one."""
-    if reply.status != "ok":
-        return Judgement(None, None, "error")
-    if reply.choice_logprobs is not None:
-        yes, no = reply.choice_logprobs
-        # exp() of a difference up to 745 is finite, and log-probabilities of listed tokens differ by far less.
-        probability = 1.0 / (1.0 + math.exp(min(no - yes, 700.0)))
-        return Judgement(probability >= threshold, probability, "ok")
-    found = _ANSWER.match(reply.text)
-    if found is None:
-        return Judgement(None, None, "unusable")
-    return Judgement(found[1].lower() == "yes", None, "ok")
+_Scored = tuple[pl.DataFrame, dict[str, Any], Completions]
 
 
-class _Text(NamedTuple):
-    """What the scorer is told of one latent."""
+def _judge(
+    rows: pl.DataFrame,
+    texts: Mapping[int, str],
+    outcomes: pl.DataFrame,
+    config: ScorerConfig,
+    store: ArtifactStore,
+    progress: Progress,
+    folder: Path,
+) -> _Scored:
+    """Verdicts: does the text match, do the marks fit?"""
+    shown = fuzz_texts(rows) if config.kind == "fuzz" else rows["text"].to_list()
+    asked = questions(rows["latent"].to_list(), shown, texts, config=config)
+    completions = _answers([item.request for item in asked], config, store, progress)
+    judged = [Judgement(None, None, "error")] * len(rows)
+    request, reply = [0] * len(rows), [""] * len(rows)
+    for number, (question, answer) in enumerate(zip(asked, completions.replies, strict=True)):
+        found = judgements(answer, num_examples=len(question.rows), config=config)
+        for row, item in zip(question.rows, found, strict=True):
+            judged[row] = item
+            request[row], reply[row] = number, answer.text if answer.status == "ok" else answer.error or ""
+    verdicts = verdict_table(rows, judged, requests=request, replies=reply)
+    verdicts.write_parquet(folder / "verdicts.parquet", compression="zstd")
+    scores = score_table(outcomes, verdicts, progress=progress)
+    return scores, verdict_summary(verdicts, scores), completions
 
-    explanation: str
-    status: str
+
+def _simulated(
+    rows: pl.DataFrame,
+    texts: Mapping[int, str],
+    outcomes: pl.DataFrame,
+    config: ScorerConfig,
+    store: ArtifactStore,
+    progress: Progress,
+    folder: Path,
+) -> _Scored:
+    """Predicted activations of every token."""
+    requests = simulation_requests(rows["latent"].to_list(), rows["tokens"].to_list(), texts, config=config)
+    completions = _answers(requests, config, store, progress)
+    table = simulations(rows, completions.replies)
+    table.write_parquet(folder / "simulations.parquet", compression="zstd")
+    known = table.with_columns(rows["activations"]).filter(status="ok").partition_by("latent", as_dict=True)
+    answers = table.group_by("latent").agg(n=pl.len(), usable=(pl.col("status") == "ok").sum())
+    asked = {row["latent"]: row for row in answers.iter_rows(named=True)}
+    found = []
+    for row in outcomes.iter_rows(named=True):
+        mine = known.get((row["latent"],), table.clear().with_columns(activations=None))
+        counts = asked.get(row["latent"], {"n": 0, "usable": 0})
+        found.append(
+            {
+                **row,
+                **counts,
+                "coverage": counts["usable"] / counts["n"] if counts["n"] else None,
+                "correlation": simulation_correlation(mine["activations"].to_list(), mine["predicted"].to_list()),
+            }
+        )
+    scores = score_rows(found)
+    summary = coverage_summary(scores["status"].to_list(), table["status"].to_list())
+    summary["macro"] = {"correlation": macro_estimate(scores["correlation"])._asdict()}
+    return scores, summary, completions
 
 
-def _texts(explanations: Artifact, latents: pl.DataFrame) -> dict[int, _Text]:
+def _answers(
+    requests: Sequence[Request], config: ScorerConfig, store: ArtifactStore, progress: Progress
+) -> Completions:
+    completions = open_llm(config.llm, store=store).complete(requests, progress=progress)
+    require_answers(completions, share=1 - config.min_coverage, what="replies of the scorer")
+    return completions
+
+
+def _judged(explanations: Artifact, latents: pl.DataFrame) -> dict[int, Judged]:
     """The text each latent is judged by, for latents that have examples."""
     found = {row["latent"]: row for row in read_explanations(explanations).iter_rows(named=True)}
     wanted = latents.filter(status="ok")["latent"].to_list()
@@ -157,94 +206,30 @@ def _texts(explanations: Artifact, latents: pl.DataFrame) -> dict[int, _Text]:
     texts = {}
     for latent in wanted:
         text = found[latent]["explanation"]
-        texts[latent] = _Text(text or "", "scored" if text is not None else "explanation_failed")
+        texts[latent] = Judged(text or "", "scored" if text is not None else "explanation_failed")
     return texts
 
 
-def _ask(
-    rows: pl.DataFrame, texts: dict[int, _Text], config: ScorerConfig, store: ArtifactStore, progress: Progress
-) -> Completions:
-    requests = [
-        Request(
-            messages=fill(config.kind, {"explanation": texts[latent].explanation, "text": " ".join(text.split())}),
-            max_tokens=config.llm.max_tokens,
-            temperature=config.llm.temperature,
-            seed=config.llm.seed,
-            choices=CHOICES,
-            group=str(latent),
+def _require_same_sae(explanations: Artifact, examples: Artifact) -> None:
+    """Refuse explanations of another SAE's latents; equal indices would hide it."""
+    explained, shown = _sae_of(explanations), _sae_of(examples)
+    if explained and shown and explained != shown:
+        raise DataError(
+            "explanations and examples are of different SAEs",
+            field=explanations.id,
+            got=explained,
+            expected=f"{shown}, the SAE of {examples.id}",
+            next_step="explain the latents of this example set",
         )
-        for latent, text in rows.select("latent", "text").iter_rows()
-    ]
-    completions = open_llm(config.llm, store=store).complete(requests, progress=progress)
-    require_answers(completions, share=1 - config.min_coverage, what="verdicts")
-    return completions
 
 
-def _verdicts(rows: pl.DataFrame, judged: Sequence[Judgement], replies: Sequence[Reply]) -> pl.DataFrame:
-    said = pl.DataFrame(
-        {
-            "verdict": [item.verdict for item in judged],
-            "probability": [item.probability for item in judged],
-            "reply": [reply.error or "" if reply.status != "ok" else reply.text for reply in replies],
-            "status": [item.status for item in judged],
-        },
-        schema={name: VERDICT_SCHEMA[name] for name in ("verdict", "probability", "reply", "status")},
-    )
-    known = rows.select("latent", "example_id", "kind", "quantile", "doc_id", truth=pl.col("kind") == "activating")
-    return pl.concat([known, said], how="horizontal").select(list(VERDICT_SCHEMA))
-
-
-def _scores(latents: pl.DataFrame, texts: dict[int, _Text], verdicts: pl.DataFrame, hookpoint: str) -> pl.DataFrame:
-    """One row per selected latent: metrics of those with examples, the outcome of the others."""
-    of_latent = {key[0]: frame for key, frame in verdicts.partition_by("latent", as_dict=True).items()}
-    rows = []
-    for latent, status, firings, density in latents.select("latent", "status", "firings", "density").iter_rows():
-        text = texts.get(latent)
-        metrics = _metrics(of_latent.get(latent, verdicts.clear()))
-        rows.append(
-            {
-                "latent": latent,
-                "hookpoint": hookpoint,
-                "status": text.status if text else status,
-                "explanation": text.explanation if text and text.status == "scored" else None,
-                **metrics._asdict(),
-                "firings": firings,
-                "density": density,
-            }
-        )
-    return pl.DataFrame(rows, schema=SCORE_SCHEMA)
-
-
-def _metrics(verdicts: pl.DataFrame) -> VerdictMetrics:
-    return verdict_metrics(*(verdicts[name].to_list() for name in ("truth", "verdict", "probability")))
-
-
-def _summary(verdicts: pl.DataFrame, scores: pl.DataFrame, hookpoint: str, config: ScorerConfig) -> dict[str, Any]:
-    """What `summary.json` holds: counts, coverage, micro and macro metrics, rates per kind and per quantile."""
-    micro = _metrics(verdicts)
-    said = verdicts["verdict"].to_list()
-    kinds = match_rates(verdicts["kind"].to_list(), said)
-    positives = verdicts.filter("truth").sort("quantile")
-    quantiles = match_rates(positives["quantile"].to_list(), positives["verdict"].to_list())
-    return {
-        "hookpoint": hookpoint,
-        "scorer": f"{config.llm.model} ({config.kind})",
-        "threshold": config.threshold,
-        "latents": dict(sorted(Counter(scores["status"].to_list()).items())),
-        "verdicts": dict(sorted(Counter(verdicts["status"].to_list()).items())),
-        "n": micro.n,
-        "usable": micro.usable,
-        "coverage": micro.coverage,
-        "min_coverage": config.min_coverage,
-        "coverage_ok": micro.coverage is not None and micro.coverage >= config.min_coverage,
-        "micro": micro._asdict(),
-        "macro": {name: _mean(scores[name]) for name in MACRO},
-        "kinds": {kind: rate._asdict() for kind, rate in sorted(kinds.items())},
-        "quantiles": [{"quantile": quantile, **rate._asdict()} for quantile, rate in quantiles.items()],
-    }
-
-
-def _mean(column: pl.Series) -> dict[str, Any]:
-    """Mean over the latents where the metric is defined, and their number."""
-    values = column.drop_nulls().to_list()
-    return {"value": math.fsum(values) / len(values) if values else None, "n": len(values)}
+def _sae_of(artifact: Artifact) -> str | None:
+    """The SAE among an artifact's inputs; for a control that of the explanations it was made from."""
+    for item in artifact.manifest()["inputs"]:
+        folder = f"{item['name']}-{item['recipe'][:8]}"
+        if item["kind"] == "sae":
+            return f"sae/{folder}"
+        path = artifact.path.parent.parent / EXPLANATIONS / folder
+        if item["kind"] == EXPLANATIONS and path.is_dir():
+            return _sae_of(Artifact(kind=EXPLANATIONS, name=item["name"], hash=item["recipe"], path=path))
+    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,19 +23,20 @@ from saeinterp.progress import Progress, silent
 from saeinterp.sae import TopKSae
 from saeinterp.subject import ActivationCache
 
-VERSION = 1
+VERSION = 2
 KIND = "latents"
 EXAMPLE_SPLITS: tuple[Split, ...] = ("explain", "score")
 _CHUNK = 4096  # rows encoded at once
 _HALF_LIMIT = 65_000.0  # beyond this float16 saturates
+_HALF_LEAST = np.float32(2**-24)  # below this it is 0
 
 
 class Firings(NamedTuple):
     """Active entries of consecutive rows; the three arrays are parallel and ordered by row.
 
     Attributes:
-        rows: int64, row numbers of the cache.
-        latents: int64.
+        rows: int32, row numbers of the cache.
+        latents: int32.
         values: float32, never 0.
     """
 
@@ -88,6 +88,10 @@ def cache_latents(
                 code = coder.encode(x.float())
                 values = code.values.float().numpy().copy()
                 values[~usable[rows.start : rows.stop]] = 0.0
+                if half:
+                    # What float16 would round to 0 becomes the least it can hold: firing is never taken for silence.
+                    faint = (values != 0) & (np.abs(values) < _HALF_LEAST)
+                    values[faint] = np.copysign(_HALF_LEAST, values[faint])
                 firings += int(np.count_nonzero(values))
                 writer.write_batch(_batch(cache, rows, code.indices.numpy(), values, schema))
                 report(rows.stop, cache.rows, "tokens")
@@ -148,12 +152,6 @@ class LatentCache:
             start += self._splits[name]
         raise ConfigError("not in the latent cache", field="split", got=split, expected=" or ".join(EXAMPLE_SPLITS))
 
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """`[rows]` int32: token ids."""
-        column = pq.read_table(self.folder / "rows.parquet", columns=["token_id"]).column("token_id")
-        return np.asarray(column.to_numpy())
-
     def firings(self) -> Iterator[Firings]:
         """Active entries in row order, a row group at a time."""
         index_type = np.uint16 if self.num_latents <= 2**16 else np.uint32
@@ -164,11 +162,12 @@ class LatentCache:
                 for batch in file.iter_batches(batch_size=_CHUNK, columns=["indices", "values"]):
                     indices = _matrix(batch.column(0), index_type, self.k)
                     values = _matrix(batch.column(1), value_type, self.k)
-                    rows, slots = np.nonzero(values)
+                    active = values != 0
+                    rows = np.arange(start, start + len(values), dtype=np.int32)
                     yield Firings(
-                        rows.astype(np.int64) + start,
-                        indices[rows, slots].astype(np.int64),
-                        values[rows, slots].astype(np.float32),
+                        np.repeat(rows, active.sum(axis=1)),
+                        indices[active].astype(np.int32),
+                        values[active].astype(np.float32),
                     )
                     start += len(values)
         except (pa.ArrowException, OSError) as error:

@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
+from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.latents import OUTCOMES
@@ -31,13 +32,11 @@ from saeinterp.report.payload import latent_details, latent_payload
 from saeinterp.report.results import (
     ABSENT,
     HEALTH_COLUMNS,
-    ExplainerSection,
     LayerHealth,
     LayerTraining,
-    MetricRow,
     Results,
 )
-from saeinterp.report.tables import plain_latents, read_table
+from saeinterp.report.tables import every_label, plain_latents, read_table
 from saeinterp.report.values import Model, Number
 
 if TYPE_CHECKING:
@@ -99,7 +98,11 @@ def render_dashboard(results: Results, tables: Path) -> str:
         health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
         tinted=TINTED,
         grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
+        every_label=_labels(results, tables),
         labels=MetricRow.model_fields,
+        ranked_labels=RankedRow.model_fields,
+        pair_labels=PairRow.model_fields,
+        control_labels=ControlRow.model_fields,
         training_labels=LayerTraining.model_fields,
         retry=RETRY,
         absent=ABSENT,
@@ -231,7 +234,9 @@ def _sections(results: Results, plots: Sequence[figures.Figure], has_latents: bo
     compared = results.models is not None
     known = [
         ("failures", "Failures", bool(results.failures)),
-        ("verdict", "Verdict", explained),
+        ("ranking", "Ranking", results.pairs is not None),
+        ("verdict", "A and B" if results.pairs is not None else "Verdict", explained),
+        ("table", "Outside table", results.scores_table is not None),
         ("models", "Models", compared and not explained),
         ("latents", "Latents", has_latents),
         ("plots", "Plots", bool(plots)),
@@ -246,6 +251,14 @@ def _sections(results: Results, plots: Sequence[figures.Figure], has_latents: bo
         ("about", "About", True),
     ]
     return [(name, title) for name, title, there in known if there]
+
+
+def _labels(results: Results, tables: Path) -> list[dict[str, Any]]:
+    """Latents with the labels of three or more explainers; none where there are two."""
+    columns = read_table(tables, "explainers")
+    if results.pairs is None or columns is None:
+        return []
+    return every_label(columns, results.pairs.metric, [row.key for row in results.pairs.explainers], PLAIN_ROWS)
 
 
 def _quick(outcomes: Sequence[str]) -> list[tuple[str, str]]:

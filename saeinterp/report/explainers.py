@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from saeinterp.artifacts import Artifact
 from saeinterp.compare import ExplainerComparison, read_explainer_comparison
 from saeinterp.compare.results import CoverageResult, IntervalResult, MetricResult, PairedResult
+from saeinterp.report.explainer_results import Control, ExplainerSection, Family, LayerScore, MetricRow, StatusCount
 from saeinterp.report.format import Style, short
-from saeinterp.report.results import Control, ExplainerSection, Family, LayerScore, MetricRow, StatusCount
 from saeinterp.report.values import Check, Difference, Fact, Number, Side
 
 UNDEFINED = "undefined on these latents"
@@ -27,28 +27,28 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
     return ExplainerSection(
         sides=(Side(key="a", title=data.title_a), Side(key="b", title=data.title_b)),
         metric=data.metric,
-        metric_title=_capital(primary.title),
+        metric_title=capital(primary.title),
         alpha=data.alpha,
         margin=data.margin,
         verdict=data.verdict,
         verdict_words=data.verdict_words,
         sentence=data.sentence,
         n_latents=data.n_latents,
-        rows=_rows(data.metrics, source),
+        rows=metric_rows(_measured(data), source),
         controls=tuple(
             Control(
                 name=control.name,
-                title=_capital(control.title),
+                title=capital(control.title),
                 description=control.description,
-                value=_number(control.mean, source, over=control.interval, n=control.n),
-                difference_a=_difference(control.against_a, source),
-                p_a=_p(control.against_a.p_value, source, control.against_a),
-                difference_b=_difference(control.against_b, source),
-                p_b=_p(control.against_b.p_value, source, control.against_b),
+                value=stored_number(control.mean, source, over=control.interval, n=control.n),
+                difference_a=paired_difference(control.against_a, source),
+                p_a=p_number(control.against_a.p_value, source, control.against_a),
+                difference_b=paired_difference(control.against_b, source),
+                p_b=p_number(control.against_b.p_value, source, control.against_b),
             )
             for control in data.controls
         ),
-        coverage=(_coverage(data.coverage_a, source), _coverage(data.coverage_b, source)),
+        coverage=(coverage_number(data.coverage_a, source), coverage_number(data.coverage_b, source)),
         bounds=Number(
             value=data.primary.difference,
             style="fine-difference",
@@ -63,31 +63,32 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
         by_layer=tuple(
             LayerScore(
                 hookpoint=row.hookpoint,
-                a=_number(row.mean_a, source, n=row.n, reason=row.reason),
-                b=_number(row.mean_b, source, n=row.n, reason=row.reason),
+                a=stored_number(row.mean_a, source, n=row.n, reason=row.reason),
+                b=stored_number(row.mean_b, source, n=row.n, reason=row.reason),
                 difference=(
-                    _difference(row.paired, source)
+                    paired_difference(row.paired, source)
                     if row.paired
-                    else _number(row.difference, source, style="fine-difference", n=row.n, reason=row.reason)
+                    else stored_number(row.difference, source, style="fine-difference", n=row.n, reason=row.reason)
                 ),
-                p=_p(row.paired.p_value if row.paired else None, source, row.paired, reason=row.reason),
+                p=p_number(row.paired.p_value if row.paired else None, source, row.paired, reason=row.reason),
                 p_holm=_holm(row.paired, source),
             )
             for row in data.by_hookpoint
         ),
-        better=tuple(_number(count, source, style="count", n=data.n_latents) for count in data.better),
+        better=tuple(stored_number(count, source, style="count", n=data.n_latents) for count in data.better),
         examples=_examples(data, source),
         spread=_spread(data.primary, source),
         statuses=tuple(StatusCount(status=row.status, a=row.a, b=row.b) for row in data.statuses),
         families=tuple(Family(**family.model_dump()) for family in data.families),
         checks=tuple(Check(**row.model_dump()) for row in data.comparability),
         matched=data.matched,
+        self_scored=data.self_scored,
         differences=tuple(Difference(field=row.field, a=short(row.a), b=short(row.b)) for row in data.configuration),
         source=source,
     )
 
 
-def _number(
+def stored_number(
     value: float | None,
     source: str,
     *,
@@ -97,6 +98,7 @@ def _number(
     of: str = "latents",
     reason: str | None = None,
 ) -> Number:
+    """A stored value with its interval, its n and where it was read."""
     return Number(
         value=value,
         style=style,
@@ -111,7 +113,8 @@ def _number(
     )
 
 
-def _difference(paired: PairedResult, source: str) -> Number:
+def paired_difference(paired: PairedResult, source: str) -> Number:
+    """The difference of a paired comparison with its interval."""
     return Number(
         value=paired.difference,
         style="fine-difference",
@@ -125,15 +128,25 @@ def _difference(paired: PairedResult, source: str) -> Number:
     )
 
 
-def _p(value: float | None, source: str, paired: PairedResult | None = None, *, reason: str | None = None) -> Number:
-    return _number(value, source, style="p", n=paired.n if paired else None, reason=reason)
+def p_number(
+    value: float | None, source: str, paired: PairedResult | None = None, *, reason: str | None = None
+) -> Number:
+    """A p value of a paired comparison."""
+    return stored_number(value, source, style="p", n=paired.n if paired else None, reason=reason)
 
 
 def _holm(paired: PairedResult | None, source: str) -> Number | None:
-    return None if paired is None or paired.p_holm is None else _p(paired.p_holm, source, paired)
+    return None if paired is None or paired.p_holm is None else p_number(paired.p_holm, source, paired)
 
 
-def _rows(metrics: Sequence[MetricResult], source: str) -> tuple[MetricRow, ...]:
+def _measured(data: ExplainerComparison) -> Sequence[MetricResult]:
+    """All metrics; of an outside table, whose verdicts nobody counted, those that it holds."""
+    if data.coverage_a.share is not None or data.coverage_b.share is not None:
+        return data.metrics
+    return [item for item in data.metrics if item.primary or item.macro.mean_a is not None]
+
+
+def metric_rows(metrics: Sequence[MetricResult], source: str) -> tuple[MetricRow, ...]:
     """Macro, then micro rows; a metric that exists on one level only has one row."""
     macro = [_macro(metric, source) for metric in metrics]
     micro = [_micro(metric, source) for metric in metrics]
@@ -152,23 +165,25 @@ def _macro(metric: MetricResult, source: str) -> MetricRow:
     reason = row.reason or UNDEFINED
     return MetricRow(
         metric=metric.name,
-        title=_capital(metric.title),
+        title=capital(metric.title),
         description=metric.description,
         level="macro",
         primary=metric.primary,
-        a=_number(row.mean_a, source, over=row.interval_a, n=row.n, reason=reason),
-        b=_number(row.mean_b, source, over=row.interval_b, n=row.n, reason=reason),
+        a=stored_number(row.mean_a, source, over=row.interval_a, n=row.n, reason=reason),
+        b=stored_number(row.mean_b, source, over=row.interval_b, n=row.n, reason=reason),
         difference=(
-            _difference(paired, source) if paired else _number(None, source, style="fine-difference", reason=reason)
+            paired_difference(paired, source)
+            if paired
+            else stored_number(None, source, style="fine-difference", reason=reason)
         ),
-        p=_p(paired.p_value if paired else None, source, paired, reason=reason),
+        p=p_number(paired.p_value if paired else None, source, paired, reason=reason),
         p_holm=_holm(paired, source),
         detectable=(
             None
             if paired is None
-            else _number(paired.min_detectable, source, n=paired.n, reason="needs two or more differing pairs")
+            else stored_number(paired.min_detectable, source, n=paired.n, reason="needs two or more differing pairs")
         ),
-        always_yes=_number(metric.always_yes.macro, source, n=row.n, reason=metric.always_yes.reason),
+        always_yes=stored_number(metric.always_yes.macro, source, n=row.n, reason=metric.always_yes.reason),
     )
 
 
@@ -176,23 +191,26 @@ def _micro(metric: MetricResult, source: str) -> MetricRow:
     row = metric.micro
     return MetricRow(
         metric=metric.name,
-        title=_capital(metric.title),
+        title=capital(metric.title),
         description=metric.description,
         level="micro",
         primary=False,
-        a=_number(row.value_a, source, over=row.interval_a, n=row.n, reason=row.reason),
-        b=_number(row.value_b, source, over=row.interval_b, n=row.n, reason=row.reason),
-        difference=_number(
+        a=stored_number(row.value_a, source, over=row.interval_a, n=row.n, reason=row.reason),
+        b=stored_number(row.value_b, source, over=row.interval_b, n=row.n, reason=row.reason),
+        difference=stored_number(
             row.difference, source, style="fine-difference", over=row.interval_difference, n=row.n, reason=row.reason
         ),
-        p=_number(row.p_swap, source, style="p", n=row.n, reason=row.reason),
-        p_holm=None if row.p_holm is None else _number(row.p_holm, source, style="p", n=row.n),
-        always_yes=_number(metric.always_yes.micro, source, n=row.n, reason=metric.always_yes.reason),
+        p=stored_number(row.p_swap, source, style="p", n=row.n, reason=row.reason),
+        p_holm=None if row.p_holm is None else stored_number(row.p_holm, source, style="p", n=row.n),
+        always_yes=stored_number(metric.always_yes.micro, source, n=row.n, reason=metric.always_yes.reason),
     )
 
 
-def _coverage(coverage: CoverageResult, source: str) -> Number:
-    return _number(coverage.share, source, style="share", n=coverage.examples, of="examples", reason=coverage.reason)
+def coverage_number(coverage: CoverageResult, source: str) -> Number:
+    """The share of usable verdicts."""
+    return stored_number(
+        coverage.share, source, style="share", n=coverage.examples, of="examples", reason=coverage.reason
+    )
 
 
 def _examples(data: ExplainerComparison, source: str) -> tuple[Fact, ...]:
@@ -205,7 +223,7 @@ def _examples(data: ExplainerComparison, source: str) -> tuple[Fact, ...]:
         "Both wrong": data.verdicts.both_wrong,
     }
     return tuple(
-        Fact(title=title, number=_number(count, source, style="count", n=data.verdicts.examples, of="examples"))
+        Fact(title=title, number=stored_number(count, source, style="count", n=data.verdicts.examples, of="examples"))
         for title, count in counts.items()
     )
 
@@ -220,9 +238,11 @@ def _spread(paired: PairedResult, source: str) -> tuple[Fact, ...]:
         "Spearman correlation of A and B": paired.spearman_r,
     }
     return tuple(
-        Fact(title=title, number=_number(value, source, n=paired.n, reason=few)) for title, value in values.items()
+        Fact(title=title, number=stored_number(value, source, n=paired.n, reason=few))
+        for title, value in values.items()
     )
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from saeinterp.report.explainer_results import ExplainerSection
 from saeinterp.report.format import Style, number, power
-from saeinterp.report.results import ExplainerSection
 
 # Okabe & Ito (2008), without yellow and black, which vanish on one of the two backgrounds.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

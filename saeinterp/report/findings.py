@@ -10,20 +10,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from saeinterp.artifacts import Artifact
-from saeinterp.compare import read_explainer_comparison
+from saeinterp.compare import read_explainer_comparison, read_explainer_pairs
+from saeinterp.report.explainer_results import ExplainerSection
 from saeinterp.report.format import listing, number, plural
-from saeinterp.report.results import ExplainerSection, Failure, LayerHealth
+from saeinterp.report.reasons import fold_reasons
+from saeinterp.report.results import Failure, LayerHealth
 from saeinterp.report.values import Number
 
 if TYPE_CHECKING:
     import polars as pl
 
-SHOWN_ELSEWHERE = ("primary", "unmatched", "families")
+SHOWN_ELSEWHERE = ("primary", "unmatched", "self_scored", "ranking", "families")
 """Sentences of a comparison that have their own place: headline, banner, table."""
 
 
 def findings(
     comparison: Artifact | None,
+    pairs: Artifact | None,
     section: ExplainerSection | None,
     layers: Sequence[LayerHealth],
     latents: pl.DataFrame | None,
@@ -32,9 +35,10 @@ def findings(
     """The sentences in the order they are read."""
     said: list[str] = []
     if comparison is not None and section is not None:
-        stored = read_explainer_comparison(comparison)
+        # Of several pairs the sentences are those of the adjusted tests.
+        stored = read_explainer_comparison(comparison) if pairs is None else read_explainer_pairs(pairs)
         said += [sentence.text for sentence in stored.sentences if sentence.id not in SHOWN_ELSEWHERE]
-        if latents is not None:
+        if latents is not None and "unknown" not in latents["outcome"]:
             said.append(_against_chance(section, latents["outcome"].to_list()))
     for side in dict.fromkeys(layer.side for layer in layers):
         said += _of_layers(side, [layer for layer in layers if layer.side == side])
@@ -72,7 +76,8 @@ def _of_layers(side: str, layers: Sequence[LayerHealth]) -> list[str]:
             reasons.setdefault(layer.loss_recovered.reason or "", []).append(named[id(layer)])
         said += [f"Integrity check failed for {side}, {named[id(layer)]}: {line}." for line in layer.failed_checks]
     said += [
-        f"{side}: loss recovered is NA at {listing(where)}: {reason.rstrip('.')}." for reason, where in reasons.items()
+        f"{side}: loss recovered is NA at {listing(where)}: {reason.rstrip('.')}."
+        for reason, where in fold_reasons(reasons)
     ]
     return said
 

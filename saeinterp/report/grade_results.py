@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.values import Model, Number, Setting
 
 
@@ -82,7 +83,8 @@ class GradedModel(Model):
     def control_reasons(self) -> list[str]:
         """Why absorption does not apply to random SAEs, each reason once."""
         controls = [layer.control for layer in self.layers if layer.control is not None]
-        return list(dict.fromkeys(item.reason for item in controls if item.value is None and item.reason))
+        missing = [item.reason for item in controls if item.value is None and item.reason]
+        return [reason for reason, _ in fold_reasons({reason: () for reason in missing})]
 
 
 class DirectRow(Model):

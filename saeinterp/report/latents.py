@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from saeinterp.artifacts import Artifact
+from saeinterp.report.explainer_results import ExplainerSection
 from saeinterp.report.format import number
 from saeinterp.report.lineage import Lineage
-from saeinterp.report.results import ExplainerSection
 
 if TYPE_CHECKING:
     import polars as pl
 
 KEY = ["hookpoint", "latent"]
-CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "mcc": 0.0}
+CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "mcc": 0.0, "correlation": 0.0}
 """What always-yes gives where that does not depend on class balance."""
 OUTCOMES = {
     "a-only": "A right, B wrong",
@@ -28,8 +28,10 @@ OUTCOMES = {
     "both": "Both right",
     "failed": "Failed",
     "unscored": "Not scored",
+    "unknown": "Always-yes not known",
 }
 """Outcome of a latent and the quick filter's words for it."""
+_OF_EXAMPLES = ("firings", "density", "top_tokens", "reason_a", "reason_b")
 KINDS = {
     "activating": "Activating",
     "near-miss": "Silent: holds the top token",
@@ -47,15 +49,20 @@ def latent_table(comparison: Artifact, section: ExplainerSection, lineage: Linea
 
     table = pl.read_parquet(comparison.file("latents.parquet"))
     sides = _sides(comparison, lineage)
-    table = table.join(_top_tokens(sides[0], lineage), on=KEY, how="left", maintain_order="left")
+    if sides[0]:
+        table = table.join(_top_tokens(sides[0], lineage), on=KEY, how="left", maintain_order="left")
     for letter, scores in zip("ab", sides):
-        table = table.join(_reasons(scores, letter, lineage), on=KEY, how="left", maintain_order="left")
+        if scores:
+            table = table.join(_reasons(scores, letter, lineage), on=KEY, how="left", maintain_order="left")
     metric = section.metric
     chance = (
-        pl.col(f"{metric}_always_yes") if f"{metric}_always_yes" in table.columns else pl.lit(CHANCE.get(metric, 0.0))
+        pl.col(f"{metric}_always_yes")
+        if f"{metric}_always_yes" in table.columns
+        else pl.lit(CHANCE.get(metric), dtype=pl.Float64)
     )
     a, b = pl.col("value_a"), pl.col("value_b")
-    absent = [name for name in ("firings", "density") if name not in table.columns]
+    # An imported table has neither examples nor explanations of ours behind it.
+    absent = [name for name in _OF_EXAMPLES if name not in table.columns]
     table = table.with_columns(pl.lit(None).alias(name) for name in absent)
     table = table.with_columns(value_a=pl.col(f"{metric}_a"), value_b=pl.col(f"{metric}_b"), chance=chance)
     for side in ("a", "b"):
@@ -70,6 +77,8 @@ def latent_table(comparison: Artifact, section: ExplainerSection, lineage: Linea
         .then(pl.lit("failed"))
         .when(a.is_null() | b.is_null())
         .then(pl.lit("unscored"))
+        .when(pl.col("chance").is_null())
+        .then(pl.lit("unknown"))
         .when((a > pl.col("chance")) & (b > pl.col("chance")))
         .then(pl.lit("both"))
         .when(a > pl.col("chance"))
@@ -80,8 +89,8 @@ def latent_table(comparison: Artifact, section: ExplainerSection, lineage: Linea
     )
 
 
-def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame:
-    """Every example of every latent with the verdicts of both sides, in the order of the row detail.
+def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame | None:
+    """Every example of every latent with the verdicts of both sides, in the order of the row detail; None without.
 
     Columns: hookpoint, latent, example_id, role, kind, quantile, band, truth, tokens, activations; per side
     verdict, probability, reply and status (null where that side was not asked).
@@ -89,6 +98,8 @@ def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame:
     import polars as pl
 
     sides = _sides(comparison, lineage)
+    if not all((artifact.path / "verdicts.parquet").exists() for artifact in (*sides[0], *sides[1])) or not sides[0]:
+        return None
     found = pl.concat([_examples(artifact, lineage) for artifact in sides[0]], how="diagonal_relaxed")
     found = found.join(_bands(found), on=["hookpoint", "latent", "kind", "quantile"], how="left", nulls_equal=True)
     for letter, artifacts in zip("ab", sides):
@@ -114,6 +125,8 @@ def _sides(comparison: Artifact, lineage: Lineage) -> tuple[list[Artifact], list
     """The scores artifacts of both sides, one per hookpoint; the controls come after them in the recipe."""
     config = lineage.manifest(comparison)["config"]
     scores = lineage.inputs(comparison, "scores")
+    if not scores:
+        return [], []
     return scores[: config["a"]], scores[config["a"] : config["a"] + config["b"]]
 
 

@@ -6,11 +6,13 @@ HTML, because labels and errors come from models and would otherwise be read as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeinterp.health.grading.rules import GRADED
-from saeinterp.report.format import markdown_text, number, plural, with_interval
+from saeinterp.report.format import listing, markdown_text, number, plural, with_interval
 from saeinterp.report.grade_results import DatasetRow
+from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Results
 from saeinterp.report.tables import plain_latents, read_table
 from saeinterp.report.values import Number
@@ -72,24 +74,37 @@ def _code(text: str) -> Plain:
 
 
 def _missing(results: Results) -> list[tuple[str, str]]:
-    """Reasons of NA cells in the health table, with where they apply."""
-    reasons: dict[str, dict[str, list[str]]] = {}
+    """Reasons of NA cells in the health table, with the column and where they apply."""
+    reasons: dict[str, dict[str, list[tuple[str, str, str]]]] = {}
     for layer in results.layers:
         for name in HEALTH_COLUMNS:
             item: Number = getattr(layer, name)
             if item.value is None:
                 title = str(LayerHealth.model_fields[name].title)
-                reasons.setdefault(item.reason or "", {}).setdefault(title, []).append(
-                    ", ".join([layer.side, layer.title, *([layer.dataset] if len(results.datasets) > 1 else [])])
-                )
+                place = (layer.side, layer.title, layer.dataset)
+                reasons.setdefault(title, {}).setdefault((item.reason or "").rstrip("."), []).append(place)
     everywhere = len(results.layers)
     return [
-        (
-            reason.rstrip("."),
-            "; ".join(
-                title if len(where) == everywhere else f"{title} ({'; '.join(where)})"
-                for title, where in titles.items()
-            ),
-        )
-        for reason, titles in reasons.items()
+        (reason, title if len(places) == everywhere else f"{title} ({_places(places, results)})")
+        for title, found in reasons.items()
+        for reason, places in fold_reasons(found)
     ]
+
+
+def _places(places: Sequence[tuple[str, str, str]], results: Results) -> str:
+    """Layers by side, with their datasets where not all are meant."""
+    sides: dict[str, dict[str, list[str]]] = {}
+    for side, title, dataset in places:
+        sides.setdefault(side, {}).setdefault(title, []).append(dataset)
+    shown = []
+    for side, layers in sides.items():
+        wanted = [layer for layer in results.layers if layer.side == side]
+        if sum(map(len, layers.values())) == len(wanted):
+            shown.append(side)
+            continue
+        names = [
+            title if len(datasets) == len(results.datasets) else f"{title} on {listing(datasets)}"
+            for title, datasets in layers.items()
+        ]
+        shown.append(f"{side}, {', '.join(names)}")
+    return "; ".join(shown)

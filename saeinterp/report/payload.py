@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saeinterp.report.explainer_results import ExplainerSection
 from saeinterp.report.format import Style, number, plural, visible, with_interval
-from saeinterp.report.results import ExplainerSection
 from saeinterp.report.tables import MEASURES
 
 DETAIL_LATENTS = 500

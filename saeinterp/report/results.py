@@ -6,121 +6,16 @@ column is described where it is defined.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from saeinterp.report.grade_results import GradeSection
+from saeinterp.report.explainer_results import ExplainerSection, PairsSection
+from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection
-from saeinterp.report.values import Check, Difference, Fact, Model, Number, Setting, Side
-from saeinterp.stats import Verdict
+from saeinterp.report.values import Fact, Model, Number, Setting
 
-FORMAT = 2
+FORMAT = 3
 ABSENT = "not known"
 """A configuration value that a side does not have."""
-
-
-class MetricRow(Model):
-    """One metric of both sides and the test of their difference."""
-
-    metric: str
-    title: str
-    description: str
-    level: Literal["macro", "micro"]
-    """macro: mean over latents. micro: pooled over examples."""
-    primary: bool
-    """The endpoint frozen in the recipe before scoring."""
-    a: Number = Field(title="A")
-    b: Number = Field(title="B")
-    difference: Number = Field(title="B − A")
-    p: Number = Field(title="p", description="Sign-flip test over latents, two-sided")
-    p_holm: Number | None = Field(None, title="p (Holm)", description="Adjusted over the family of tests")
-    detectable: Number | None = Field(
-        None,
-        title="Smallest detectable",
-        description="True difference found with power 0.8 at the two-sided level, at the spread of differences seen",
-    )
-    always_yes: Number = Field(title="Always-yes", description="The value of answering yes to every example")
-
-
-class Control(Model):
-    """A control explanation, scored by the same scorer on the same examples."""
-
-    name: str
-    title: str
-    description: str
-    value: Number
-    difference_a: Number = Field(title="A − control")
-    p_a: Number = Field(title="p")
-    difference_b: Number = Field(title="B − control")
-    p_b: Number = Field(title="p")
-
-
-class LayerScore(Model):
-    """The primary metric at one layer."""
-
-    hookpoint: str = Field(title="Layer")
-    a: Number = Field(title="A")
-    b: Number = Field(title="B")
-    difference: Number = Field(title="B − A")
-    p: Number = Field(title="p")
-    p_holm: Number | None = Field(None, title="p (Holm)")
-
-
-class StatusCount(Model):
-    """How many latents ended in a state, per side."""
-
-    status: str
-    a: int
-    b: int
-
-
-class Family(Model):
-    """A family of tests, frozen before scoring."""
-
-    name: str
-    tests: int
-    adjustment: str
-    description: str
-
-
-class ExplainerSection(Model):
-    """Two explainers on the same latents."""
-
-    sides: tuple[Side, Side]
-    metric: str
-    metric_title: str
-    alpha: float
-    margin: float
-    verdict: Verdict
-    verdict_words: str
-    sentence: str
-    """Generated from the test; the first line of the report."""
-    n_latents: int
-    rows: tuple[MetricRow, ...]
-    controls: tuple[Control, ...]
-    coverage: tuple[Number, Number]
-    """Share of examples with a usable verdict, per side."""
-    bounds: Number
-    """The difference, with the worst joint assignment of unusable verdicts as its interval."""
-    by_layer: tuple[LayerScore, ...]
-    better: tuple[Number, Number, Number]
-    """Latents on which A scores higher, B scores higher, and ties."""
-    examples: tuple[Fact, ...]
-    """On how many examples both sides, one of them or none was right."""
-    spread: tuple[Fact, ...]
-    """Standard deviation, range and correlation of the two columns."""
-    statuses: tuple[StatusCount, ...]
-    families: tuple[Family, ...]
-    checks: tuple[Check, ...]
-    matched: bool
-    differences: tuple[Difference, ...]
-    source: str
-
-    @property
-    def primary(self) -> MetricRow:
-        """The row of the primary endpoint."""
-        return next(row for row in self.rows if row.primary)
 
 
 class LayerHealth(Model):
@@ -220,10 +115,15 @@ class Results(Model):
     setup: tuple[Setting, ...]
     """Model, SAE, corpus, latents and metric, one line each."""
     explainers: ExplainerSection | None
+    """Two explainers; of more, the pair whose latents are shown."""
+    pairs: PairsSection | None = None
+    """Three or more explainers: their ranking and every pair."""
     models: ModelSection | None
     layers: tuple[LayerHealth, ...]
     grades: GradeSection | None = None
     """How many of four metrics pass, per layer and model."""
+    scores_table: OutsideTable | None = None
+    """The file that scores were imported from."""
     training: tuple[LayerTraining, ...]
     failures: tuple[Failure, ...]
     findings: tuple[str, ...]
@@ -238,10 +138,11 @@ class Results(Model):
     @property
     def contradictions(self) -> list[tuple[str, str]]:
         """Integrity checks that fail: where, and what contradicts what."""
-        if self.grades is not None and self.grades.table is not None:
-            table = self.grades.table
+        table = self.scores_table or (self.grades.table if self.grades is not None else None)
+        if table is not None:
             return [
-                (f"{table.unit} {item.line}, {item.where}", f"{item.name}: {item.detail}") for item in table.problems
+                (", ".join(filter(None, (f"{table.unit} {item.line}", item.where))), f"{item.name}: {item.detail}")
+                for item in table.problems
             ]
         if self.layers or self.grades is None:
             return [(_where(layer), line) for layer in self.layers for line in layer.failed_checks]

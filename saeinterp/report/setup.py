@@ -13,28 +13,38 @@ from saeinterp.artifacts import Artifact, read_json
 from saeinterp.compare.comparability import lineage as nodes
 from saeinterp.compare.comparability import scorer_name
 from saeinterp.health.grading.inputs import DATASET
+from saeinterp.report.explainer_results import ExplainerSection, PairsSection
 from saeinterp.report.format import listing, number, plural
 from saeinterp.report.lineage import Lineage
-from saeinterp.report.results import ExplainerSection
 from saeinterp.report.values import Setting
 
 
 def setup_lines(
-    roots: Sequence[Artifact], lineage: Lineage, *, comparison: Artifact | None, section: ExplainerSection | None
+    roots: Sequence[Artifact],
+    lineage: Lineage,
+    *,
+    comparison: Artifact | None,
+    section: ExplainerSection | None,
+    pairs: PairsSection | None = None,
 ) -> tuple[Setting, ...]:
     """Set-up lines in the order of the reports; a line whose artifact does not exist is left out."""
     lines = [
         ("Outside table", _each(lineage.of_kind(roots, "health-table"), "table.json", _outside)),
+        ("Outside table", _each(lineage.of_kind(roots, "score-table"), "table.json", _outside_scores)),
         ("Model under study", _each(lineage.of_kind(roots, "subject"), "subject.json", _subject)),
         ("SAEs", _each(lineage.of_kind(roots, "sae"), "training.json", _sae)),
         ("Corpus", _each(lineage.of_kind(roots, "corpus"), "corpus.json", _corpus)),
         ("Health measured on", _health(lineage.of_kind(roots, "health"))),
     ]
     if section is not None and comparison is not None:
-        scores = lineage.inputs(comparison, "scores")
+        comparisons = lineage.of_kind(roots, "explainer-comparison")
+        scores = list({item.id: item for one in comparisons for item in lineage.inputs(one, "scores")}.values())
+        sides: list[tuple[str, str]] = [(side.key, side.title) for side in section.sides]
+        if pairs is not None:
+            sides = sorted((item.key, item.title) for item in pairs.ranking)
         examples = lineage.of_kind(scores, "examples")
         lines += [
-            ("Explainers", listing([f"{side.key.upper()}: {side.title}" for side in section.sides])),
+            ("Explainers", listing([f"{key.upper()}: {title}" for key, title in sides])),
             ("Scorer", listing(list(dict.fromkeys(scorer_name(nodes(item)) or "" for item in scores)))),
             ("Latents", f"{plural(section.n_latents, 'latent')} in the primary comparison"),
             ("Example sets", _grouped((item.name, _counts(lineage.counts(item))) for item in examples)),
@@ -92,6 +102,12 @@ def _source(item: Any) -> str:
 def _outside(data: Mapping[str, Any]) -> str:
     models = listing([item["title"] for item in data["models"]])
     return f"{data['file']}, {plural(len(data['rows']), 'row')} of {models}"
+
+
+def _outside_scores(data: Mapping[str, Any]) -> str:
+    files = listing([item["file"] for item in data["files"]])
+    rows = [len(item["rows"]) for item in data["explainers"]]
+    return f"{files}, {plural(max(rows), 'latent')} of {listing([item['title'] for item in data['explainers']])}"
 
 
 def _health(artifacts: Sequence[Artifact]) -> str:

@@ -46,6 +46,20 @@ def read_table(folder: Path, name: str) -> dict[str, list[Any]] | None:
     return pl.read_parquet(path).to_dict(as_series=False) if path.exists() else None
 
 
+def every_label(columns: Mapping[str, list[Any]], metric: str, keys: Sequence[str], limit: int) -> list[dict[str, Any]]:
+    """The first rows of the table of all explainers: the id, and per explainer its label and finished value."""
+    return [
+        {
+            "id": columns["id"][index],
+            "labels": [
+                (columns[f"explanation_{key}"][index], number(columns[f"{metric}_{key}"][index], "score"))
+                for key in keys
+            ],
+        }
+        for index in range(min(len(columns["id"]), limit))
+    ]
+
+
 def plain_latents(latents: Mapping[str, list[Any]], limit: int) -> list[dict[str, Any]]:
     """The first rows of the latent table with finished texts, for pages without scripts."""
     return [

@@ -7,6 +7,7 @@ so whatever stands on a page is in `results.json` or a table beside it.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -35,11 +36,13 @@ from saeinterp.report.latents import example_table, latent_table
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
+from saeinterp.report.pairs import adjusted, pairs_section
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
+from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 2
+VERSION = 3
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -53,6 +56,7 @@ def write_report_recipe(
     saes: Mapping[str, Sequence[Ref]],
     failures: Sequence[Failure],
     config: BaseModel,
+    explainer_pairs: Ref | None = None,
     grades: Mapping[str, Ref] = NONE,
     review: Ref | None = None,
 ) -> Recipe:
@@ -60,16 +64,18 @@ def write_report_recipe(
 
     Args:
         title: Heading of the report.
-        explainer_comparison: What `compare_explainers` makes, where explainers were compared.
+        explainer_comparison: What `compare_explainers` makes, where explainers were compared; of several pairs the one
+            whose latents are shown.
+        explainer_pairs: What `compare_pairs` makes, where there are three or more explainers.
         model_comparison: What `compare_models` makes, where models (or model and control) were compared.
         health: Model title to its `health` artifacts, in the order of the report.
         saes: Model title to its `sae` artifacts.
         failures: Steps that did not finish.
         config: The run's configuration, printed in full.
         grades: Model title to its `grades` artifact, where layers were graded.
-        review: The review of an outside table, where the grades are of one.
+        review: The review of an outside table, where the grades or scores are of one.
     """
-    given = [item for item in (explainer_comparison, model_comparison, review) if item is not None]
+    given = [item for item in (explainer_comparison, explainer_pairs, model_comparison, review) if item is not None]
     return Recipe(
         kind="report",
         name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "report",
@@ -77,6 +83,7 @@ def write_report_recipe(
         config={
             "title": title,
             "explainer_comparison": explainer_comparison is not None,
+            "explainer_pairs": explainer_pairs is not None,
             "model_comparison": model_comparison is not None,
             "health": [[side, len(items)] for side, items in health.items()],
             "saes": [[side, len(items)] for side, items in saes.items()],
@@ -99,6 +106,7 @@ def write_report(
     failures: Sequence[Failure],
     config: BaseModel,
     store: ArtifactStore,
+    explainer_pairs: Artifact | None = None,
     grades: Mapping[str, Artifact] = NONE,
     review: Artifact | None = None,
     progress: Progress | None = None,
@@ -115,6 +123,7 @@ def write_report(
     recipe = write_report_recipe(
         title=title,
         explainer_comparison=explainer_comparison,
+        explainer_pairs=explainer_pairs,
         model_comparison=model_comparison,
         health=health,
         saes=saes,
@@ -127,7 +136,8 @@ def write_report(
     def write(space: Workspace) -> None:
         report(0, 3, "parts of the report")
         lineage = Lineage(store)
-        roots = [item for item in (explainer_comparison, model_comparison, review) if item is not None]
+        given = (explainer_comparison, explainer_pairs, model_comparison, review)
+        roots = [item for item in given if item is not None]
         roots += [*_flat(health), *_flat(saes), *grades.values()]
         tables = space.out / "tables"
         tables.mkdir()
@@ -137,7 +147,12 @@ def write_report(
             section = explainer_section(explainer_comparison)
             latents = latent_table(explainer_comparison, section, lineage)
             write_table(tables, "latents", latents)
-            write_table(tables, "examples", example_table(explainer_comparison, lineage))
+            if (examples := example_table(explainer_comparison, lineage)) is not None:
+                write_table(tables, "examples", examples)
+        pairs = pairs_section(explainer_pairs, lineage) if explainer_pairs is not None else None
+        if explainer_pairs is not None and pairs is not None:
+            section = adjusted(section, pairs) if section is not None else None
+            shutil.copyfile(explainer_pairs.file("latents.parquet"), tables / "explainers.parquet")
         models = model_section(model_comparison) if model_comparison is not None else None
         titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
         absorption = absorption_of(grades)
@@ -151,18 +166,20 @@ def write_report(
         write_rows(tables, "density", density_rows(health, layers))
         results = Results(
             title=title,
-            setup=setup_lines(roots, lineage, comparison=explainer_comparison, section=section),
+            setup=setup_lines(roots, lineage, comparison=explainer_comparison, section=section, pairs=pairs),
             explainers=section,
+            pairs=pairs,
             models=models,
             layers=layers,
             grades=grade_section(grades, review=review),
+            scores_table=scores_table(review, store),
             training=tuple(
                 layer_training(side, item, title=titles[side, item.id])
                 for side, items in saes.items()
                 for item in items
             ),
             failures=tuple(failures),
-            findings=findings(explainer_comparison, section, layers, latents, failures),
+            findings=findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
             provenance=provenance(roots, lineage, config),
         )
         write_json(space.out / "results.json", results.model_dump(mode="json"))

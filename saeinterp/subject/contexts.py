@@ -108,13 +108,31 @@ class Contexts(Sequence[Context]):
         return int(self._offsets[-1] - self._offsets[0])
 
     @property
+    def context_ids(self) -> np.ndarray:
+        """`[N]` int32: the id of each context."""
+        return self._ids
+
+    @property
     def token_ids(self) -> np.ndarray:
         """`[tokens]` int32: the token ids of all contexts, one context after another."""
-        return self._values[0][self._offsets[0] : self._offsets[-1]]
+        return self._flat(0)
+
+    @property
+    def doc_ids(self) -> np.ndarray:
+        """`[tokens]` int32: the document of every token of all contexts."""
+        return self._flat(1)
+
+    @property
+    def char_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two int32 `[tokens]`: where every token of all contexts starts and ends in its document."""
+        return self._flat(2), self._flat(3)
 
     def tokens_of(self, split: str) -> int:
         """Tokens of one split's contexts."""
         return int(self.lengths[np.array(self._splits, dtype=object) == split].sum())
+
+    def _flat(self, column: int) -> np.ndarray:
+        return self._values[column][self._offsets[0] : self._offsets[-1]]
 
 
 class ContextBatch(NamedTuple):
@@ -135,17 +153,16 @@ def read_contexts(corpus: Artifact, *, splits: Split | Sequence[Split] = SPLITS)
     unknown = [split for split in wanted if split not in SPLITS]
     if unknown:
         raise ConfigError("unknown split", field="splits", got=unknown[0], expected=", ".join(SPLITS))
-    table = _read(corpus.file("contexts.parquet"), None)
-    return Contexts(table.filter(pc.is_in(table.column("split"), pa.array(wanted))))
+    return Contexts(_read(corpus.file("contexts.parquet"), None, wanted))
 
 
-def documents(corpus: Artifact) -> dict[int, str]:
-    """The text of every document that has a context, by `doc_id`.
+def documents(corpus: Artifact, *, splits: Sequence[Split] = SPLITS) -> dict[int, str]:
+    """The text of every document that has a context in these splits, by `doc_id`.
 
     Raises:
         DamagedArtifactError: The table cannot be read.
     """
-    table = _read(corpus.file("documents.parquet"), ["doc_id", "text"])
+    table = _read(corpus.file("documents.parquet"), ["doc_id", "text"], splits)
     return dict(zip(table.column("doc_id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
 
@@ -301,9 +318,10 @@ def _flat(table: pa.Table, name: str) -> Any:
     )
 
 
-def _read(path: Path, columns: list[str] | None) -> pa.Table:
+def _read(path: Path, columns: list[str] | None, splits: Sequence[str]) -> pa.Table:
     try:
-        return pq.read_table(path, columns=columns)
+        # Filtered while it is read: the train split can be far larger than the others.
+        return pq.read_table(path, columns=columns, filters=pc.field("split").isin(list(splits)))
     except (pa.ArrowException, OSError) as error:
         raise DamagedArtifactError(
             f"unreadable corpus table ({str(error).splitlines()[0]})",

@@ -13,6 +13,7 @@ from saeinterp.compare import (
     comparability_row,
     compare_explainers,
     fold_rows,
+    read_explainer_comparison,
     require_comparable,
 )
 from saeinterp.config import ComparisonConfig
@@ -118,3 +119,33 @@ def test_a_control_on_other_examples_is_a_mismatch(store: ArtifactStore) -> None
             config=ComparisonConfig(),
             store=store,
         )
+
+
+def test_explainers_that_judge_themselves_differ_softly_in_their_judge_and_nothing_else(store: ArtifactStore) -> None:
+    chain, other = Chain(store), Chain(store)
+    chain.scorer = {"kind": "detection", "llm": {"model": "big-7b"}, "threshold": 0.5}
+    other.scorer = {"kind": "detection", "llm": {"model": "small-1b"}, "threshold": 0.5}
+    a, b = scored(chain, "big-7b"), scored(other, "small-1b", seed=2)
+    assert broken(check_comparability(a, b)) == ["scorer llm.model"]
+    rows = check_comparability(a, b, self_scored=True)
+    assert broken(rows) == []
+    assert "scorer model" in broken(rows, "soft")
+    other.scorer = {"kind": "detection", "llm": {"model": "small-1b"}, "threshold": 0.7}
+    stricter = scored(other, "small-1b", seed=2)
+    assert broken(check_comparability(a, stricter, self_scored=True)) == ["scorer threshold"]
+
+
+def test_a_self_scored_comparison_remembers_it(store: ArtifactStore) -> None:
+    chain, other = Chain(store), Chain(store)
+    chain.scorer = {"kind": "detection", "llm": {"model": "big-7b"}, "threshold": 0.5}
+    other.scorer = {"kind": "detection", "llm": {"model": "small-1b"}, "threshold": 0.5}
+    a, b = scored(chain, "big-7b"), scored(other, "small-1b", seed=2)
+    config = ComparisonConfig(bootstrap=200)
+    with pytest.raises(ComparabilityError, match=r"scorer llm\.model"):
+        compare_explainers([a], [b], {}, config=config, store=store)
+    made = compare_explainers([a], [b], {}, config=config, self_scored=True, store=store)
+    assert made.manifest()["config"]["self_scored"] is True
+    found = read_explainer_comparison(made)
+    assert found.matched
+    assert found.self_scored
+    assert found.sentences[0].text.startswith("Two things changed at once: each explainer was judged by its own model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,14 +37,27 @@ class Road(NamedTuple):
     sae: Artifact
     examples: Artifact
 
-    def explain(self, oracle: Oracle, store: ArtifactStore, **llm: object) -> Artifact:
-        """Explanations by an oracle."""
-        config = ExplainerConfig(label="oracle", llm=served_by(oracle, **llm), logit_lens=False)
+    def explain(
+        self, oracle: Oracle, store: ArtifactStore, *, options: Mapping[str, object] | None = None, **llm: object
+    ) -> Artifact:
+        """Explanations by an oracle; `options` are fields of the explainer."""
+        fields = {"label": "oracle", "logit_lens": False, **(options or {})}
+        config = ExplainerConfig(**{"llm": served_by(oracle, **llm), **fields})
         return explain(self.examples, self.subject, self.sae, hookpoint=HOOKPOINT, config=config, store=store)
 
-    def score(self, explanations: Artifact, oracle: Oracle, store: ArtifactStore, **llm: object) -> Artifact:
-        """Scores by an oracle."""
-        config = ScorerConfig(llm=served_by(oracle, max_tokens=1, **llm))
+    def score(
+        self,
+        explanations: Artifact,
+        oracle: Oracle,
+        store: ArtifactStore,
+        *,
+        kind: str = "detection",
+        together: int = 1,
+        **llm: object,
+    ) -> Artifact:
+        """Scores by an oracle, so many examples a request."""
+        served = served_by(oracle, max_tokens=1, **llm)
+        config = ScorerConfig(kind=kind, llm=served, examples_per_prompt=together)
         return score(explanations, self.examples, config=config, store=store)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from explain.conftest import served_by
-from explain.oracle import Answer, Oracle, completion
+from explain.oracle import Answer, Oracle, completion, usage
 
 from saeinterp.artifacts import ArtifactStore
-from saeinterp.config import LLMConfig
+from saeinterp.config import LLMConfig, ServingConfig
 from saeinterp.errors import LLMError
 from saeinterp.explain import Completions, Message, Request, open_llm, request_key
-from saeinterp.explain.openai_client import choice_logprobs
+from saeinterp.explain.llm import llm_recipe
 
 
 def questions(count: int, *, start: int = 0) -> list[Request]:
@@ -139,6 +139,20 @@ def test_retry_after_is_honoured(store: ArtifactStore, as_date: bool) -> None:
     assert 0.9 < time.monotonic() - started < 8
 
 
+def test_a_busy_server_that_names_no_time_is_asked_again(store: ArtifactStore) -> None:
+    with Oracle(trouble=lambda number, body: Answer(429, error("slow down")) if number == 1 else None) as oracle:
+        assert ask(served_by(oracle), store, questions(1)).replies[0].status == "ok"
+        assert oracle.requests == 2
+
+
+def test_a_server_that_asks_for_more_patience_than_a_run_has_is_not_waited_for(store: ArtifactStore) -> None:
+    tomorrow = Answer(429, error("quota used up"), {"Retry-After": "86400"})
+    with Oracle(trouble=lambda number, body: tomorrow if number == 1 else None) as oracle:
+        first, second = ask(served_by(oracle, concurrency=1), store, questions(2)).replies
+    assert (first.status, second.status) == ("failed", "ok")
+    assert "quota used up" in (first.error or "")
+
+
 def test_a_passing_server_error_is_survived(store: ArtifactStore) -> None:
     with Oracle(trouble=lambda number, body: Answer(503, error("warming up")) if number < 3 else None) as oracle:
         replies = ask(served_by(oracle, retries=3, concurrency=1), store, questions(2)).replies
@@ -168,10 +182,63 @@ def test_a_page_instead_of_a_completion_is_a_failed_reply_and_not_kept(store: Ar
         assert ask(served_by(oracle), store, questions(3)).sent == 1
 
 
+def test_a_body_that_ends_too_early_is_sent_again(store: ArtifactStore) -> None:
+    cut = Answer(200, '{"choices": [{"mess', {"Content-Length": "5000", "Connection": "close"})
+    with Oracle(trouble=lambda number, body: cut if number < 3 else None) as oracle:
+        first, second = ask(served_by(oracle, concurrency=1, retries=0), store, questions(2)).replies
+        assert first.error == second.error == "connection lost (RemoteProtocolError)"
+        again = ask(served_by(oracle), store, questions(2))
+    assert [reply.status for reply in again.replies] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("text", ["", None, "<b>Yes</b>\x1b[31m {{7*7}} \ud800"])
+def test_a_reply_that_says_nothing_or_holds_markup_is_kept_as_it_came(store: ArtifactStore, text: str | None) -> None:
+    with Oracle(trouble=lambda number, body: Answer(body=json.dumps(completion(text)))) as oracle:
+        first = ask(served_by(oracle), store, questions(1)).replies
+        assert [(reply.text, reply.status, reply.choice_logprobs) for reply in first] == [(text or "", "ok", None)]
+        assert ask(served_by(oracle), store, questions(1)).replies == first
+    assert oracle.requests == 1
+
+
+def test_a_filtered_reply_is_refused_and_not_asked_for_again(store: ArtifactStore) -> None:
+    def filtered(number: int, body: dict) -> Answer:
+        answer = completion("")
+        if number == 1:
+            answer["choices"][0]["finish_reason"] = "content_filter"
+        return Answer(body=json.dumps({**answer, "usage": usage(body)}))
+
+    with Oracle(trouble=filtered) as oracle:
+        first = ask(served_by(oracle, concurrency=1), store, questions(2)).replies
+        assert [(reply.status, reply.error) for reply in first] == [
+            ("refused", "the server filtered the reply"),
+            ("ok", None),
+        ]
+        assert ask(served_by(oracle), store, questions(2)).sent == 0
+
+
+def test_a_reply_that_reached_its_longest_is_marked_cut(store: ArtifactStore) -> None:
+    def long(number: int, body: dict) -> Answer:
+        answer = completion("the token")
+        answer["choices"][0]["finish_reason"] = "length" if number == 1 else "stop"
+        return Answer(body=json.dumps(answer))
+
+    texts = [Request((Message("user", name),), max_tokens=2) for name in "ab"]
+    with Oracle(trouble=long) as oracle:
+        ask(served_by(oracle, concurrency=1), store, texts)
+        assert [reply.cut for reply in ask(served_by(oracle), store, texts).replies] == [True, False]
+
+
 def test_a_slow_server_is_a_failed_reply(store: ArtifactStore) -> None:
     with Oracle(delay=1.5) as oracle:
         reply = ask(served_by(oracle, timeout_seconds=0.2, retries=0), store, questions(1)).replies[0]
     assert (reply.status, reply.error) == ("failed", "no reply within 0.2 s")
+
+
+def test_a_body_that_never_ends_is_a_failed_reply(store: ArtifactStore) -> None:
+    endless = Answer(200, "{", {"Content-Length": "5000"})
+    with Oracle(trouble=lambda number, body: endless) as oracle:
+        reply = ask(served_by(oracle, timeout_seconds=0.3, retries=0), store, questions(1)).replies[0]
+    assert (reply.status, reply.error) == ("failed", "no reply within 0.3 s")
 
 
 def test_it_works_where_an_event_loop_is_running(store: ArtifactStore) -> None:
@@ -207,10 +274,36 @@ def test_killed_midway_the_next_run_sends_only_what_was_in_flight(store: Artifac
     assert 60 - sent <= again.sent <= 60 - sent + 5
 
 
-def test_choice_probabilities_are_summed_over_spellings_and_bounded_where_missing() -> None:
-    pair = choice_logprobs([("Yes", -1.0), (" yes", -1.0), ("Maybe", -3.0)], ("Yes", "No"))
-    assert pair is not None
-    assert pair[0] == pytest.approx(-1.0 + 0.6931, abs=1e-3)
-    assert pair[1] == -3.0
-    assert choice_logprobs([("Maybe", -0.1)], ("Yes", "No")) is None
-    assert completion("x")["choices"][0]["logprobs"] is None
+def test_leaving_early_keeps_what_was_received(store: ArtifactStore) -> None:
+    def leave(done: int, total: int, what: str) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    with Oracle(delay=0.01) as oracle:
+        with pytest.raises(KeyboardInterrupt):
+            open_llm(served_by(oracle, concurrency=2), store=store).complete(questions(40), progress=leave)
+        received = oracle.requests
+        assert received < 40
+        again = ask(served_by(oracle), store, questions(40))
+    assert 40 - received <= again.sent <= 40 - received + 2
+
+
+def test_a_model_that_the_run_should_serve_needs_its_server(store: ArtifactStore) -> None:
+    with pytest.raises(LLMError, match=r"llm\.provider: no server is running.*saeinterp\.explain\.serving"):
+        open_llm(LLMConfig(provider="vllm", model="m"), store=store)
+
+
+def test_the_recipe_holds_what_changes_replies_and_nothing_of_where_they_come_from() -> None:
+    config = LLMConfig(provider="openai", model="m", base_url="http://a/v1")
+    same = LLMConfig(
+        provider="vllm", model="m", concurrency=2, retries=0, api_key_env="K", batch_size=3, context_tokens=9
+    )
+    assert llm_recipe(config) == llm_recipe(same)
+    awq = ServingConfig(quantization="awq", dtype="float16", port=8001, tensor_parallel=4)
+    assert llm_recipe(same.model_copy(update={"serving": awq})) == {
+        **llm_recipe(config),
+        "quantization": "awq",
+        "dtype": "float16",
+    }
+    for change in ({"temperature": 1.0}, {"seed": 1}, {"max_tokens": 9}, {"structured": False}, {"revision": "r"}):
+        assert llm_recipe(config.model_copy(update=change)) != llm_recipe(config)

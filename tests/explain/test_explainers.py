@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe
-from saeinterp.explain import control_explanations, fill, form_values, parse_label, prompt_hash, render_example
+from saeinterp.explain import (
+    Label,
+    Reply,
+    control_explanations,
+    fill,
+    form_values,
+    label_of,
+    parse_label,
+    prompt_hash,
+    render_example,
+)
 
 
 def explanations(store: ArtifactStore, texts: list[str | None]) -> Artifact:
@@ -61,6 +71,7 @@ def test_a_reply_without_a_label_has_a_reason(reply: str) -> None:
     assert label.reason
 
 
+@settings(deadline=None)
 @given(st.text(max_size=1000))
 def test_any_reply_gives_one_short_printable_line_or_none(reply: str) -> None:
     text, reason = parse_label(reply)
@@ -69,6 +80,49 @@ def test_any_reply_gives_one_short_printable_line_or_none(reply: str) -> None:
         assert text == " ".join(text.split())
         assert 0 < len(text) <= 203
         assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("Reasoning: days, all of them.\nExplanation: days", "days"),
+        ("The explanation: it is about time.\n\n**Explanation:** days", "days"),
+        ('{"reasoning": "explanation: no", "explanation": "days"}', "days"),
+        ("<think>Explanation: x</think>Explanation: days", "days"),
+        ("The words are all days of the week.", None),
+        ("Reasoning: they are days.\nExplanation:", None),
+        ("", None),
+    ],
+)
+def test_after_reasoning_only_what_is_called_the_explanation_is_a_label(reply: str, label: str | None) -> None:
+    found = parse_label(reply, reasoned=True)
+    assert found.text == label
+    assert (found.reason is None) == (label is not None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reasoned"),
+    [
+        ('{"explanation": "days of the', False),
+        ('{"reasoning": "The explanation: is long and', True),
+        ("Reasoning: the words are", True),
+        ("<think>the words", False),
+        ("\n\n", False),
+    ],
+)
+def test_a_reply_cut_before_its_label_asks_for_more_tokens(reply: str, reasoned: bool) -> None:
+    found = label_of(Reply(reply, cut=True), reasoned=reasoned)
+    assert found.text is None
+    assert found.reason is not None
+    assert "raise llm.max_tokens" in found.reason
+
+
+def test_a_reply_cut_after_its_label_has_one_and_a_refused_one_says_why_not() -> None:
+    assert label_of(Reply("days\nThe words", cut=True)).text == "days"
+    assert label_of(Reply('{"explanation": "days"} and', cut=True)).text == "days"
+    assert label_of(Reply("days of the we", cut=True)).text == "days of the …"
+    assert label_of(Reply("days of the we")).text == "days of the we"
+    assert label_of(Reply("", status="refused", error="filtered")) == Label(None, "filtered")
 
 
 def test_a_long_reply_is_cut_at_a_word() -> None:
@@ -82,10 +136,14 @@ def test_active_tokens_are_marked_with_strengths() -> None:
     shown = render_example([" We", " met", " on", " Mon", "day", " noon"], [0, 0, 0.1, 4, 8, 0], largest=16)
     assert shown.text == "We met on <<Monday>> noon"
     assert shown.words == [("Monday", 5)]
-    values = form_values([shown, render_example(["Sunday"], [16], largest=16)], promoted=["shop"])
+    others = ["no\nday"]
+    sunday = render_example(["Sunday"], [16], largest=16)
+    values = form_values([shown, sunday], promoted=["shop"], suppressed=["year"], others=others)
     assert values["words"] == "Sunday (10), Monday (5)"
     assert values["examples"].count("\n") == 1
-    assert "shop" in values["promoted"]
+    assert values["lens"] == "Often followed by: shop\nHardly ever followed by: year\n"
+    assert values["others"] == "Other text: no day"
+    assert form_values([shown])["lens"] == form_values([shown])["others"] == ""
 
 
 def test_marked_blanks_and_line_ends_do_not_break_a_prompt() -> None:

@@ -13,7 +13,8 @@ from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import LLMConfig
 from saeinterp.errors import LLMError
 from saeinterp.explain import Message, Reply, Request, fill, open_llm
-from saeinterp.explain.in_process import LocalModel, batches, choice_ids, common_prefix, load_model
+from saeinterp.explain.in_process import batches, load_model
+from saeinterp.explain.local_model import LocalModel, choice_ids, common_prefix
 
 TEXTS = (
     "The dog chased the cat.",
@@ -104,6 +105,75 @@ def test_replies_are_greedy_and_the_same_again(model: LocalModel) -> None:
     replies = model.generate(asked)
     assert "Paris" in replies[0].text
     assert model.generate(asked) == replies
+
+
+def test_replies_say_their_tokens_and_whether_they_were_cut(model: LocalModel) -> None:
+    chat = (Message("user", "What is the capital of France?"),)
+    short, whole = (model.generate([Request(chat, max_tokens=limit)])[0] for limit in (2, 60))
+    assert (short.cut, whole.cut) == (True, False)
+    assert short.usage == (len(model.tokens(Request(chat, max_tokens=1))), 2, 0)
+    assert whole.usage is not None
+    # The end of the turn is a token of the reply, though not of its text.
+    assert whole.usage.reply == len(model.subject.tokenizer(whole.text, add_special_tokens=False)["input_ids"]) + 1
+
+
+SLOT = "<?>"
+
+
+def sequences(*texts: str, group: str = "") -> list[Request]:
+    return [Request((Message("user", f"Count:\n{text}"),), max_tokens=1, slot=SLOT, group=group) for text in texts]
+
+
+def test_slots_hold_the_probabilities_of_the_digits_that_would_stand_there(model: LocalModel) -> None:
+    import torch
+
+    exact = LocalModel(replace(model.subject, model=copy.deepcopy(model.subject.model).float()))
+    requests = sequences("a\t1\na\t1\na\t1\na\t<?>\nb\t<?>", "a\t2\na\t2\na\t2\na\t<?>\nb\t7\nc\t<?>")
+    replies = exact.answer(requests)
+    first, second = (reply.slot_logprobs or () for reply in replies)
+    assert (len(first), len(second)) == (2, 2)
+    assert (first[0].index(max(first[0])), second[0].index(max(second[0]))) == (1, 2)
+    # By hand: the prompt up to the first slot, and the next token's distribution.
+    tokens, tokenizer = exact.tokens(requests[0]), exact.subject.tokenizer
+    text = tokenizer.decode(tokens)
+    before = tokenizer(text[: text.index(SLOT)], add_special_tokens=False)["input_ids"]
+    assert tokens[: len(before)] == before
+    with torch.inference_mode():
+        chances = exact.subject.model(torch.tensor([before])).logits[0, -1].softmax(0)
+    for digit in range(10):
+        ids = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).strip() == str(digit)]
+        assert math.exp(first[0][digit]) == pytest.approx(float(chances[ids].sum()), rel=1e-3)
+    assert replies[0].usage == (len(tokens), 0, 0)
+
+
+def test_slots_do_not_depend_on_the_shared_beginning(model: LocalModel) -> None:
+    exact = replace(model.subject, model=copy.deepcopy(model.subject.model).float())
+    requests = sequences("x\t<?>\ny\t<?>", "x\t<?>\nz\t<?>", "x\t<?>\nzebra\t<?>")
+    shared = [reply.slot_logprobs for reply in LocalModel(exact).answer(requests)]
+    apart = [reply.slot_logprobs for reply in LocalModel(exact, share_prefix=False).answer(requests)]
+    for one, other in zip(shared, apart, strict=True):
+        assert [value for row in one or () for value in row] == pytest.approx(
+            [value for row in other or () for value in row], abs=1e-3
+        )
+
+
+def test_slots_are_kept_and_a_prompt_that_is_too_long_is_refused_alone(config: LLMConfig, tmp_path: Path) -> None:
+    llm = open_llm(config, store=ArtifactStore(tmp_path))
+    asked = sequences("a\t<?>", "word " * 9000 + "\t<?>")
+    found = llm.complete(asked)
+    assert [reply.status for reply in found.replies] == ["ok", "refused"]
+    assert found.spent.requests == 2
+    again = llm.complete(asked)
+    assert (again.replies, again.sent) == (found.replies, 0)
+
+
+def test_a_slot_that_the_tokenizer_does_not_see_is_refused(model: LocalModel) -> None:
+    # A special token in a content is broken up, so that the slot is not there.
+    special = Request((Message("user", "a\t<|im_end|>"),), max_tokens=1, slot="<|im_end|>")
+    inside = Request((Message("user", "abc_slot"),), max_tokens=1, slot="bc_slot")
+    replies = model.answer([special]) + model.answer([inside])
+    assert [(reply.status, reply.slot_logprobs) for reply in replies] == [("refused", None)] * 2
+    assert "do not spell the slots" in (replies[0].error or "")
 
 
 def test_sampled_replies_follow_their_seed(model: LocalModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeinterp.explain import Rate, Reply, judge, match_rates, verdict_metrics
@@ -49,6 +49,7 @@ def test_an_auroc_of_some_verdicts_only_is_not_given() -> None:
     assert verdict_metrics([T, F, F], [T, F, F], [0.9, 0.1, None]).auroc is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([T, F, None])), min_size=1, max_size=40))
 def test_the_bounds_hold_whatever_the_unusable_verdicts_would_have_been(pairs: list[tuple[bool, bool | None]]) -> None:
     truth, said = [label for label, _ in pairs], [verdict for _, verdict in pairs]
@@ -68,14 +69,14 @@ def test_rates_per_group_are_of_usable_verdicts() -> None:
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        (Reply("No", (-0.1, -3.0)), (True, "ok")),
-        (Reply("Yes", (-3.0, -0.1)), (False, "ok")),
-        (Reply("Yes.", None), (True, "ok")),
-        (Reply("**no**, it does not", None), (False, "ok")),
-        (Reply("Not sure", None), (None, "unusable")),
-        (Reply("", None), (None, "unusable")),
-        (Reply("", None, "refused", "too long"), (None, "error")),
-        (Reply("Yes", None, "failed", "HTTP 500"), (None, "error")),
+        (Reply("No", choice_logprobs=(-0.1, -3.0)), (True, "ok")),
+        (Reply("Yes", choice_logprobs=(-3.0, -0.1)), (False, "ok")),
+        (Reply("Yes."), (True, "ok")),
+        (Reply("**no**, it does not"), (False, "ok")),
+        (Reply("Not sure"), (None, "unusable")),
+        (Reply(""), (None, "unusable")),
+        (Reply("", status="refused", error="too long"), (None, "error")),
+        (Reply("Yes", status="failed", error="HTTP 500"), (None, "error")),
     ],
 )
 def test_a_verdict_comes_from_probabilities_else_from_the_word(reply: Reply, expected: tuple) -> None:
@@ -84,7 +85,7 @@ def test_a_verdict_comes_from_probabilities_else_from_the_word(reply: Reply, exp
 
 
 def test_the_threshold_is_inclusive_and_extreme_log_probabilities_are_survived() -> None:
-    assert judge(Reply("", (-1.0, -1.0)), threshold=0.5).verdict is True
-    assert judge(Reply("", (-1.0, -1.0)), threshold=0.51).verdict is False
-    assert judge(Reply("", (-2000.0, -0.0)), threshold=0.5).probability == pytest.approx(0.0)
-    assert judge(Reply("", (-0.0, -2000.0)), threshold=0.5).probability == 1.0
+    assert judge(Reply("", choice_logprobs=(-1.0, -1.0)), threshold=0.5).verdict is True
+    assert judge(Reply("", choice_logprobs=(-1.0, -1.0)), threshold=0.51).verdict is False
+    assert judge(Reply("", choice_logprobs=(-2000.0, -0.0)), threshold=0.5).probability == pytest.approx(0.0)
+    assert judge(Reply("", choice_logprobs=(-0.0, -2000.0)), threshold=0.5).probability == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -9,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from saeinterp.errors import ArtifactError
 from saeinterp.explain import Reply, ResponseCache
+from saeinterp.explain.llm import Usage
 
-REPLY = Reply("Yes", (-0.1, -2.5))
+REPLY = Reply("Yes", choice_logprobs=(-0.1, -2.5))
 
 
 def test_what_was_stored_is_read_back_by_another_process(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from saeinterp.explain import Reply, ResponseCache\n"
-        "ResponseCache(Path(sys.argv[1])).put('theirs', [Reply('No', None, 'ok', None), Reply('\\ud800 ü')])\n"
+        "ResponseCache(Path(sys.argv[1])).put('theirs', [Reply('No'), Reply('\\ud800 ü')])\n"
     )
     cache = ResponseCache(tmp_path)
     cache.put("mine", [REPLY])
@@ -66,3 +70,37 @@ def test_many_threads_may_write(tmp_path: Path) -> None:
     fresh = ResponseCache(tmp_path)
     fresh.refresh()
     assert all(fresh.get(f"{n}-{i}") == [Reply(f"{n}-{i}")] for n in range(8) for i in range(25))
+
+
+def test_every_part_of_a_reply_is_kept(tmp_path: Path) -> None:
+    full = Reply(
+        "[0, ?]",
+        choice_logprobs=(-0.1, -2.0),
+        verdict_logprobs=((-0.5, -1.0), None),
+        slot_logprobs=(tuple(-float(digit) for digit in range(10)),),
+        cut=True,
+        usage=Usage(10, 4, 2),
+        status="refused",
+        error="filtered",
+    )
+    ResponseCache(tmp_path).put("a", [full, Reply("")])
+    assert ResponseCache.at(tmp_path).get("a") == [full, Reply("")]
+
+
+def test_after_a_full_disk_half_a_line_does_not_run_into_the_next(tmp_path: Path) -> None:
+    cache = ResponseCache(tmp_path)
+    cache.put("a", [REPLY])
+    hard, soft = resource.getrlimit(resource.RLIMIT_FSIZE)[::-1]
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        (shard,) = tmp_path.glob("*.jsonl")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (shard.stat().st_size + 20, hard))
+        with pytest.raises(ArtifactError, match="cannot keep a reply: File too large"):
+            cache.put("b", [REPLY])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    cache.put("c", [REPLY])
+    fresh = ResponseCache(tmp_path)
+    fresh.refresh()
+    assert [fresh.get(key) for key in "abc"] == [[REPLY], None, [REPLY]]

@@ -194,7 +194,7 @@ def test_when_no_latent_has_examples_the_tables_say_why(road: Road, store: Artif
             frame = table(road.examples, name)
             frame = frame.with_columns(status=pl.lit("too_rare")) if name == "latents" else frame.clear()
             frame.write_parquet(space.out / f"{name}.parquet")
-        write_json(space.out / "examples.json", {"hookpoint": HOOKPOINT})
+        write_json(space.out / "examples.json", {"hookpoint": HOOKPOINT, "windows": {"score": 100}})
 
     bare = road._replace(examples=store.build(Recipe("examples", HOOKPOINT, 1, {}), write))
     with Oracle() as oracle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeinterp.errors import ConfigError
@@ -72,11 +72,13 @@ def test_no_example_needs_no_reply() -> None:
         parse_verdicts("[]", num_examples=-1)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="[]{},:'\"\\01 \ntruefalsTF<>/hink", max_size=200), st.integers(0, 5))
 def test_any_text_gives_as_many_verdicts_as_examples(reply: str, num_examples: int) -> None:
     assert len(parse_verdicts(reply, num_examples=num_examples)) == num_examples
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=8),
     st.sampled_from(["{}", "```json\n{}\n```", "<think>[1]</think>\n{}", 'I say: {{"verdicts": {}}}, sir.']),

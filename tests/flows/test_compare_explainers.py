@@ -87,6 +87,36 @@ def test_the_oracle_recovers_the_planted_truth_and_permuted_explanations_do_not(
     assert abs(permuted - empty) < 0.6
 
 
+def test_a_third_explainer_is_ranked_and_only_its_own_work_is_done(
+    cli: Cli, planted_config: Path, root: Path, prefect_url: str, oracle: Oracle
+) -> None:
+    again = {
+        "label": "oracle again",
+        "logit_lens": False,
+        "llm": {"provider": "openai", "model": "oracle", "base_url": oracle.url, "seed": 1},
+    }
+    more = ["--set", f"more_explainers=[{json.dumps(again)}]", "--set", "self_scored=true"]
+    done = run(cli, planted_config, root, *more)
+    assert done.returncode == 0, done.stderr
+    made = {name for name, state in states_of_latest_run(prefect_url).items() if state != "Cached"}
+    assert {name for name in made if name.startswith(("train", "measure", "freeze"))} == set()
+    explained = {name for name in made if name.startswith("explain-latents")}
+    assert explained == {f"explain-latents layers.{layer} oracle again" for layer in range(3)}
+    assert len([name for name in made if name.startswith("compare-scores")]) == 3
+    assert "rank-explainers oracle, top-tokens and oracle again" in made
+    pairs = read(next((root / "explainer-pairs").glob("*")), "pairs.json")
+    ranks = {item["title"]: item["rank"] for item in pairs["ranking"]}
+    assert set(ranks) == {"oracle", "oracle again", "top-tokens"}
+    assert ranks["oracle"] == ranks["oracle again"] == 1
+    verdicts = {(item["title_a"], item["title_b"]): item["verdict"] for item in pairs["pairs"]}
+    assert verdicts["oracle", "oracle again"] == "equivalent"
+    comparison = read(root / "explainer-comparison" / pairs["pairs"][0]["comparison"].split("/")[-1], "comparison.json")
+    assert (comparison["self_scored"], comparison["pairs"], comparison["matched"]) == (True, 3, True)
+    text = (report_folders(root)[-1] / "report.md").read_text()
+    assert text.index("### Ranking") < text.index("### Every pair") < text.index("### A and B")
+    assert "Two things changed at once" in text
+
+
 def test_the_report_lists_every_layer_and_its_files_are_there(root: Path) -> None:
     folder = report_folders(root)[-1]
     for name in ("report.html", "report.md", "results.json"):

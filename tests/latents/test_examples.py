@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from latents.conftest import Road
 from planted import CLASSES, class_of
 
-from saeinterp.artifacts import ArtifactStore, read_json
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, read_json
 from saeinterp.config import ExamplesConfig, LaunchConfig, TrainingConfig
-from saeinterp.errors import ConfigError, DamagedArtifactError
+from saeinterp.errors import ConfigError, DamagedArtifactError, DataError
 from saeinterp.latents import LatentCache, build_examples, cache_latents, select_latents
 from saeinterp.sae import TopKSae, train_sae
 from saeinterp.subject import ActivationCache, documents
@@ -147,7 +148,14 @@ def test_a_damaged_cache_is_refused_by_name(road: Road, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
-    [("10-20", "not a selection"), ("5:5", "selects no latent"), ((3, 99), "outside"), ("30:40", "outside")],
+    [
+        ("10-20", "not a selection"),
+        ("5:5", "selects no latent"),
+        ("sample:0", "selects no latent"),
+        ((3, 99), "outside"),
+        ("30:40", "outside"),
+        ("0:99999999999", "outside"),
+    ],
 )
 def test_a_bad_selection_is_named(wanted: str | tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -162,5 +170,28 @@ def test_selections() -> None:
     assert sample == select_latents("sample:6", alive=alive, seed=1)
     assert len(set(sample)) == 6
     assert all(alive[sample])
-    assert len(select_latents("sample:99", alive=alive, seed=1)) == 16
     assert select_latents("all", alive=alive, seed=0) == list(range(32))
+
+
+def test_a_sample_larger_than_the_alive_is_said_to_be_short(caplog: pytest.LogCaptureFixture) -> None:
+    alive = np.arange(32) % 2 == 0
+    assert select_latents("sample:99", alive=alive, seed=1) == np.flatnonzero(alive).tolist()
+    assert "99 latents; only 16 fire" in caplog.text
+    with pytest.raises(DataError, match="no latent fires"):
+        select_latents("sample:3", alive=np.zeros(32, bool), seed=1)
+
+
+def test_a_value_too_small_for_float16_still_fires(road: Road, tmp_path: Path) -> None:
+    trained = TopKSae.load(road.sae.path)
+    faint = dataclasses.replace(trained, W_enc=trained.W_enc * 1e-10, b_enc=trained.b_enc * 1e-10)
+    elsewhere = ArtifactStore(tmp_path)
+    recipe = Recipe(kind="sae", name="faint", version=1, config={})
+    sae = elsewhere.build(recipe, lambda space: faint.save(space.out))
+    latents = cache_latents(road.activations, sae, hookpoint=HOOKPOINT, store=elsewhere)
+
+    def fires(artifact: Artifact) -> set[tuple[int, int]]:
+        chunks = LatentCache.open(artifact).firings()
+        return {pair for chunk in chunks for pair in zip(chunk.rows.tolist(), chunk.latents.tolist(), strict=True)}
+
+    assert len(fires(latents)) > 1000
+    assert fires(latents) == fires(road.latents)

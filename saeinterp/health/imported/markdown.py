@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from saeinterp.errors import DataError
 from saeinterp.health.imported.cells import (
     COUNT_COLUMNS,
     METRIC_COLUMNS,
@@ -22,10 +21,10 @@ from saeinterp.health.imported.cells import (
     printed_grade,
     quantities,
 )
+from saeinterp.health.imported.files import TextTable, starts_table, table_at
 from saeinterp.health.imported.rows import Claim, ImportedModel, ImportedRow, hookpoint_of, rows_of_layer
 
 _HEADING = re.compile(r"#{1,6}\s+(.*)")
-_RULE = re.compile(r"\|?(\s*:?-+:?\s*\|)*\s*:?-+:?\s*\|?\s*")
 _MODEL = re.compile(r"[-*]?\s*\**model\**\s*:\s*\**\s*(.+)", re.IGNORECASE)
 _K = re.compile(r"(?<![\w.])k\s*=\s*(\d+)", re.IGNORECASE)
 _LATENTS = re.compile(r"(\d[\d,]*)\s+latents", re.IGNORECASE)
@@ -39,14 +38,6 @@ _PERCENT = re.compile(rf"(?P<value>{NUMBER})\s*%")
 _SPAN = re.compile(rf"(?P<low>{NUMBER})\s*%?\s*(?:-|–|to)\s*(?P<high>\d+(?:\.\d+)?)\s*(?P<percent>%)?")
 
 
-class _Table(NamedTuple):
-    """A table: its heading cells, then rows, each with its line."""
-
-    line: int
-    header: list[str]
-    rows: list[tuple[int, list[str]]]
-
-
 def read_markdown(text: str, file: str, models: Sequence[str]) -> dict[str, Any]:
     """The parts of an `ImportedTable`.
 
@@ -58,7 +49,7 @@ def read_markdown(text: str, file: str, models: Sequence[str]) -> dict[str, Any]
     rows: list[ImportedRow] = []
     notes: list[str] = []
     claims: list[Claim] = []
-    comparisons: list[_Table] = []
+    comparisons: list[TextTable] = []
     heading, said = "", ""
     settings: dict[str, tuple[int, int]] = {}
     index = 0
@@ -70,8 +61,8 @@ def read_markdown(text: str, file: str, models: Sequence[str]) -> dict[str, Any]
             # The first code span, or all of it: what stands behind is prose.
             code = re.search(r"`([^`]+)`", match[1])
             said = code[1] if code else plain_text(match[1])
-        elif _starts_table(lines, index):
-            table, index = _table(lines, index, file)
+        elif starts_table(lines, index):
+            table, index = table_at(lines, index, file)
             columns = [column_of(name)[0] for name in table.header]
             if "layer" in columns and set(columns) & set(METRIC_COLUMNS):
                 title = _title(heading) or said or (models[0] if len(models) == 1 else "")
@@ -95,39 +86,6 @@ def read_markdown(text: str, file: str, models: Sequence[str]) -> dict[str, Any]
     return {"models": tuple(found), "rows": tuple(rows), "claims": tuple(claims), "notes": tuple(notes)}
 
 
-def _starts_table(lines: Sequence[str], index: int) -> bool:
-    return (
-        "|" in lines[index]
-        and index + 1 < len(lines)
-        and bool(_RULE.fullmatch(lines[index + 1].strip()))
-        and ("-" in lines[index + 1])
-    )
-
-
-def _table(lines: Sequence[str], index: int, file: str) -> tuple[_Table, int]:
-    header, start = _cells(lines[index]), index + 1
-    rows = []
-    index += 2
-    while index < len(lines) and "|" in lines[index]:
-        cells = _cells(lines[index])
-        if len(cells) != len(header):
-            raise DataError(
-                "has another number of cells than the heading of its table",
-                field=f"{file}, line {index + 1}",
-                got=len(cells),
-                expected=f"{len(header)} cells",
-            )
-        rows.append((index + 1, cells))
-        index += 1
-    return _Table(start, header, rows), index
-
-
-def _cells(line: str) -> list[str]:
-    body = line.strip().removeprefix("|")
-    body = body[:-1] if body.endswith("|") and not body.endswith("\\|") else body
-    return [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", body)]
-
-
 def _title(heading: str) -> str:
     """A model's name from a heading such as `📊 **Llama-2-7B Layer-by-Layer Performance Analysis**`."""
     words = re.sub(r"^[^\w(]+", "", plain_text(heading))
@@ -142,7 +100,7 @@ def _read_settings(line: str, number: int, settings: dict[str, tuple[int, int]])
 
 
 def _layers(
-    table: _Table, file: str, model: str, settings: Mapping[str, tuple[int, int]], notes: list[str]
+    table: TextTable, file: str, model: str, settings: Mapping[str, tuple[int, int]], notes: list[str]
 ) -> list[ImportedRow]:
     said = {
         name: found for name, found in settings.items() if name not in {column_of(cell)[0] for cell in table.header}
@@ -204,7 +162,7 @@ def _counts(line: str, number: int, model: str) -> list[Claim]:
     ]
 
 
-def _comparison(table: _Table, models: Sequence[ImportedModel]) -> list[Claim]:
+def _comparison(table: TextTable, models: Sequence[ImportedModel]) -> list[Claim]:
     """Cells of a table with one column per model that can be computed from the tables of layers."""
     owner = {at: _find(name, models) for at, name in enumerate(table.header)}
     sides = [(at, model) for at, model in owner.items() if model is not None]

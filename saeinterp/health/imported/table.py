@@ -7,10 +7,6 @@ numbers come in by the same door as a table from a paper.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from saeinterp.health.imported.cells import (
     printed_grade,
     quantities,
 )
+from saeinterp.health.imported.files import csv_table, parse_json, read_text
 from saeinterp.health.imported.markdown import read_markdown
 from saeinterp.health.imported.rows import (
     UNNAMED,
@@ -39,8 +36,6 @@ from saeinterp.health.imported.rows import (
     rows_of_layer,
 )
 
-LARGEST = 10_000_000
-"""Bytes of a file that is read at all."""
 FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -71,7 +66,7 @@ def read_health_table(
     kind = FORMATS.get(file.suffix.lower())
     if kind is None:
         raise ConfigError("unknown kind of file", field="FILE", got=file.name, expected=", ".join(FORMATS))
-    text, digest = _read(file)
+    text, digest = read_text(file)
     readers = {"csv": _read_csv, "json": _read_json, "markdown": read_markdown}
     name = file.name
     table = ImportedTable(file=name, sha256=digest, **readers[kind](text, name, models))
@@ -88,47 +83,14 @@ def read_health_table(
     return table.model_copy(update={"rows": rows})
 
 
-def _read(file: Path) -> tuple[str, str]:
-    try:
-        if file.stat().st_size > LARGEST:
-            raise DataError("is too large for a table of layers", field=file.name, got=f"{file.stat().st_size} bytes")
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError("cannot be read", field=str(file), got=error.strerror, next_step="check the path") from error
-    try:
-        return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            "is not UTF-8", field=f"{file.name}, line {line}", got=data[error.start : error.start + 4], expected="UTF-8"
-        ) from error
-
-
 def _read_csv(text: str, file: str, models: Sequence[str]) -> dict[str, Any]:
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    header: list[str] = []
     rows: list[ImportedRow] = []
     notes: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = cells
-                _require_columns(header, file, reader.line_num, notes)
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    "has another number of columns than the heading",
-                    field=f"{file}, line {reader.line_num}",
-                    got=len(cells),
-                    expected=f"{len(header)} columns, separated by {delimiter!r}",
-                )
-            rows += _row(dict(zip(header, cells)), file, reader.line_num, models, notes)
-    except csv.Error as error:
-        raise DataError(f"is no valid CSV: {error}", field=f"{file}, line {reader.line_num}") from error
+    found = csv_table(text, file)
+    if found is not None:
+        _require_columns(found.header, file, found.line, notes)
+        for line, cells in found.rows:
+            rows += _row(dict(zip(found.header, cells)), file, line, models, notes)
     return {"models": _models(rows), "rows": tuple(rows), "claims": (), "notes": tuple(notes)}
 
 
@@ -192,16 +154,7 @@ def _bounded(values: Mapping[str, Measured], found: Any, columns: Mapping[str, A
 
 
 def _read_json(text: str, file: str, models: Sequence[str]) -> dict[str, Any]:
-    try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is no valid JSON: {error.msg}", field=f"{file}, line {error.lineno}, column {error.colno}"
-        ) from error
-    except ValueError as error:
-        raise DataError(str(error), field=file, expected="null where a number is missing") from error
-    except RecursionError as error:
-        raise DataError("is nested too deeply", field=file) from error
+    data = parse_json(text, file)
     items = data.get("rows", data.get("layers", [data])) if isinstance(data, dict) else data
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise DataError(
@@ -296,7 +249,3 @@ def _refuse_doubles(rows: Sequence[ImportedRow], table: ImportedTable) -> None:
                 expected=f"one row; the first is {table.unit} {seen[key]}",
             )
         seen[key] = row.line
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number that can be graded")
