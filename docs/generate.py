@@ -32,7 +32,10 @@ never enter a recipe, so changing them computes nothing again.
 """
 
 
-PACKAGES = ("artifacts", "config", "errors", "subject", "sae", "latents", "health", "explain", "compare", "report", "stats")
+PACKAGES = (
+    *("artifacts", "config", "errors", "subject", "sae", "latents", "health", "enrichment", "explain", "compare"),
+    *("report", "stats"),
+)
 PYTHON = """# Python
 
 Made from the code by `python docs/generate.py`; a test holds the two together. A worked example is in

@@ -116,9 +116,12 @@ class Chain:
     )
     scorer_prompt: str = "aaaa"
 
-    def explanations(self, explainer: str, *, kind: str = "llm", prompt: str = "pppp", control: str = "") -> Artifact:
+    def explanations(
+        self, explainer: str, *, kind: str = "llm", prompt: str = "pppp", reasoned: bool = False, control: str = ""
+    ) -> Artifact:
         """Explanations by an explainer, or a control made from those of `explainer`."""
-        config: dict[str, object] = {"kind": kind, "llm": {"model": explainer}, "prompt": prompt}
+        config: dict[str, object] = {"kind": kind, "llm": {"model": explainer}, "chain_of_thought": reasoned}
+        config["prompts"] = {"explain-reasoning" if reasoned else "explain": prompt}
         inputs: tuple[Ref, ...] = (self.examples(), self.subject(), self.sae())
         if control:
             config = {"control": control, "seed": 0}

@@ -23,6 +23,10 @@ _ABSENT = "not known"
 _PACKAGES = ("saeinterp", "torch", "transformers")
 _JUDGE = ("llm", "identity")
 """Parts of a scorer's configuration that say which model judges."""
+_MODEL_KINDS = ("llm", "contrastive")
+"""Explainers that ask a model."""
+_FORM = ("kind", "chain_of_thought")
+"""Fields of an explainer that choose its prompt: explainers that differ in one are compared for it."""
 
 
 class ComparabilityRow(BaseModel):
@@ -155,7 +159,7 @@ def check_comparability(a: Artifact, b: Artifact, *, self_scored: bool = False) 
     """What should be equal between two `scores` artifacts of one hookpoint, and whether it is.
 
     Hard: SAE, its shape, model under study, corpus, example set (by checksum), examples shown to the explainers,
-    scorer configuration and prompts, prompts of explainers of one kind, latent set. Soft: the scorer is also an
+    scorer configuration and prompts, prompts of explainers that are asked for the same, latent set. Soft: the scorer is also an
     explainer (two things change at once), package versions.
 
     Args:
@@ -262,8 +266,9 @@ def _scorer(a: Node, b: Node, *, self_scored: bool) -> list[ComparabilityRow]:
 
 
 def _explainer_prompts(a: Node, b: Node) -> list[ComparabilityRow]:
+    """Prompts, where both sides should have been asked alike; what they were asked for may be what is compared."""
     first, second = (flatten(_explainer_config(node)) for node in (a, b))
-    if first.get("kind") != second.get("kind"):
+    if any(first.get(name) != second.get(name) for name in _FORM):
         return []
     keys = sorted(key for key in {*first, *second} if "prompt" in key)
     return [comparability_row(f"explainer {key}", first.get(key), second.get(key), severity="hard") for key in keys]
@@ -280,7 +285,7 @@ def _explainer_config(scores: Node) -> Mapping[str, Any]:
 
 def _self_scored(side: str, scores: Node) -> ComparabilityRow | None:
     config = _explainer_config(scores)
-    if config.get("kind") != "llm":
+    if config.get("kind") not in _MODEL_KINDS:
         return None
     explainer, scorer = _value(config, "model"), _value(scores.config, "model")
     return ComparabilityRow(

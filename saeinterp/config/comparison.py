@@ -12,8 +12,8 @@ from saeinterp.config.base import Config
 class ComparisonConfig(Config):
     """What is tested, frozen before anything is scored."""
 
-    metric: Literal["f1", "accuracy", "balanced_accuracy", "auroc"] = "f1"
-    """Primary endpoint, per latent, averaged over latents."""
+    metric: Literal["f1", "accuracy", "balanced_accuracy", "auroc", "correlation"] = "f1"
+    """Primary endpoint, per latent, averaged over latents; `correlation` with a simulation scorer, and only there."""
     margin: float = Field(0.05, gt=0)
     """Equivalence margin."""
     alpha: float = Field(0.05, gt=0, lt=1)

@@ -108,6 +108,21 @@ class CompareExplainersConfig(TrainSaesConfig):
                 raise ValueError(f"two explainers are called {title!r}; give one a label (explainer_b.label)")
         return self
 
+    @model_validator(mode="after")
+    def _scorer_gives_the_metric(self) -> CompareExplainersConfig:
+        simulated, kind = self.comparison.metric == "correlation", self.scorer.kind
+        if kind == "simulation" and not simulated:
+            raise ValueError(
+                f"comparison.metric: {self.comparison.metric!r} comes from verdicts, which a simulation scorer does not "
+                "give; set 'correlation'"
+            )
+        if simulated and kind != "simulation":
+            raise ValueError(
+                f"comparison.metric: 'correlation' comes from a simulation scorer, and scorer.kind is {kind!r}; set "
+                "scorer.kind to 'simulation', or another metric"
+            )
+        return self
+
 
 class CompareModelsConfig(Config):
     """Two models, or two SAE recipes, by the health of their layers."""

@@ -24,6 +24,7 @@ from saeinterp.explain.rendering import Shown, form_values, marked_text, render_
 from saeinterp.explain.response_cache import ResponseCache
 from saeinterp.explain.scorers import score, score_recipe
 from saeinterp.explain.simulation import predicted_activations, simulation_correlation
+from saeinterp.explain.spending import Spent, spending
 from saeinterp.explain.verdict_scores import VerdictScores, score_verdicts
 from saeinterp.explain.verdicts import parse_verdicts
 
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "ResponseCache",
     "Shown",
+    "Spent",
     "Usage",
     "VerdictMetrics",
     "VerdictScores",
@@ -70,5 +72,6 @@ __all__ = [
     "score_recipe",
     "score_verdicts",
     "simulation_correlation",
+    "spending",
     "verdict_metrics",
 ]

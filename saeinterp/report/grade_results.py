@@ -84,7 +84,7 @@ class GradedModel(Model):
         """Why absorption does not apply to random SAEs, each reason once."""
         controls = [layer.control for layer in self.layers if layer.control is not None]
         missing = [item.reason for item in controls if item.value is None and item.reason]
-        return [reason for reason, _ in fold_reasons({reason: () for reason in missing})]
+        return [reason for reason, _ in fold_reasons(dict.fromkeys(missing, ()))]
 
 
 class DirectRow(Model):

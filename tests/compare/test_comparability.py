@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted_scores import Chain, verdict_rows
@@ -20,10 +21,8 @@ from saeinterp.config import ComparisonConfig
 from saeinterp.errors import ComparabilityError
 
 
-def scored(chain: Chain, explainer: str, *, seed: int = 1, kind: str = "llm", prompt: str = "pppp") -> Artifact:
-    return chain.scores(
-        chain.explanations(explainer, kind=kind, prompt=prompt), verdict_rows(chain.latents, 0.6, 0.2, seed=seed)
-    )
+def scored(chain: Chain, explainer: str, *, seed: int = 1, **options: Any) -> Artifact:
+    return chain.scores(chain.explanations(explainer, **options), verdict_rows(chain.latents, 0.6, 0.2, seed=seed))
 
 
 def broken(rows: list[ComparabilityRow], severity: str = "hard") -> list[str]:
@@ -64,13 +63,23 @@ def test_each_planted_mismatch_is_named(store: ArtifactStore, change: dict[str, 
 def test_explainers_of_one_kind_must_share_their_prompt_and_others_need_not(store: ArtifactStore) -> None:
     chain = Chain(store)
     a = scored(chain, "big-7b")
-    assert "explainer prompt" in broken(check_comparability(a, scored(chain, "small-1b", prompt="qqqq")))
+    changed = broken(check_comparability(a, scored(chain, "small-1b", prompt="qqqq")))
+    assert changed == ["explainer prompts.explain"]
     assert broken(check_comparability(a, scored(chain, "top-tokens", kind="top-tokens", prompt=""))) == []
 
 
-def test_an_explainer_that_scores_itself_is_flagged_softly(store: ArtifactStore) -> None:
+def test_reasoning_may_be_what_is_compared(store: ArtifactStore) -> None:
     chain = Chain(store)
-    rows = check_comparability(scored(chain, "judge-1b"), scored(chain, "small-1b"))
+    without, reasoned = scored(chain, "big-7b"), scored(chain, "big-7b", reasoned=True, prompt="qqqq")
+    assert broken(check_comparability(without, reasoned)) == []
+    other = scored(chain, "small-1b", reasoned=True, prompt="rrrr")
+    assert broken(check_comparability(reasoned, other)) == ["explainer prompts.explain-reasoning"]
+
+
+@pytest.mark.parametrize("kind", ["llm", "contrastive"])
+def test_an_explainer_that_scores_itself_is_flagged_softly(store: ArtifactStore, kind: str) -> None:
+    chain = Chain(store)
+    rows = check_comparability(scored(chain, "judge-1b", kind=kind), scored(chain, "small-1b", kind=kind))
     assert broken(rows) == []
     assert broken(rows, "soft") == ["scorer independent of explainer A"]
     flagged = next(row for row in rows if not row.ok)
