@@ -6,7 +6,7 @@ TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS)
 
-.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health check format clean
+.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -64,6 +64,10 @@ bench-training: .venv/.installed .venv-peers/.installed ## training speed, quali
 
 bench-health: .venv/.installed .venv-peers/.installed ## layer health of three layers against SAEBench's loop
 	$(RUN) tests/benchmarks/health.py $(BENCH)
+
+bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM: ours, vLLM's bench client, delphi
+	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt
+	$(RUN) tests/benchmarks/clients.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

@@ -28,7 +28,7 @@ CONTROL = "random weights"
 @flow(name="compare-explainers", task_runner=runner(), persist_result=True, result_serializer="json")
 def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig()) -> State[Outcome]:
     """Compare explainers pair by pair, by paired tests over the same latents and examples."""
-    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
     pipeline = lanes.Pipeline.of(config)
 
     def train(model: SubjectConfig, prepared: Ref, side: str) -> lanes.Lane:
@@ -59,7 +59,8 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
 
     measured = {item.lane.side: lanes.collect(item) for item in measuring}
     failures = [failure for item in measured.values() for failure in item.failures]
-    for stage, items in {"examples": examples, **{f"explaining ({k})": v for k, v in explained.items()}}.items():
+    explaining_of = {f"explaining ({titles.get(name, name)})": items for name, items in explained.items()}
+    for stage, items in {"examples": examples, **explaining_of}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
     settled, short = {}, list(servers.endings)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from prefect import flow
 from prefect.states import State
 
-from flows import lanes
+from flows import adopting, lanes
 from flows.ending import Outcome, conclude
 from flows.lanes import Lane, Texts
 from flows.runner import main, runner
@@ -110,6 +110,8 @@ def compare_models(config: CompareModelsConfig = CompareModelsConfig()) -> State
 
 def _sides(config: CompareModelsConfig) -> tuple[dict[Letter, Side], list[Failure]]:
     """Both sides, and a failure per layer that only one of them has."""
+    for training in (*config.trainings("a").values(), *config.trainings("b").values()):
+        adopting.look_at(training.saes)
     subject_a = finished(steps.prepare_model.submit(config=config.subject_a, label="model a"))
     subject_b = finished(steps.prepare_model.submit(config=config.subject_b, label="model b"))
     names = _names(config, subject_a, subject_b)
@@ -180,6 +182,9 @@ def _names(config: CompareModelsConfig, *subjects: Ref) -> tuple[str, str]:
     a, b = (_title(subject) for subject in subjects)
     if a == b:
         changed = {**config.training_b, **config.corpus_b}
+        # Never their folders: a title stands in reports and recipes, a place in neither.
+        if "saes" in changed:
+            changed["saes"] = "others"
         b = f"{b} ({', '.join(f'{name}={value}' for name, value in changed.items())})" if changed else b
     return (f"{a} (a)", f"{b} (b)") if a == b else (a, b)
 

@@ -23,7 +23,7 @@ CONTROLS: tuple[Literal["empty", "permuted"], ...] = ("empty", "permuted")
 @flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
 def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) -> State[Outcome]:
     """Explain latents with one explainer and score it against the empty and permuted controls."""
-    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
     pipeline = lanes.Pipeline.of(config)
     lane = lanes.train(
         config.subject,

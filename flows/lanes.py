@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flows import adopting
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref
 from saeinterp.config import (
     AbsorptionConfig,
@@ -19,7 +20,7 @@ from saeinterp.config import (
     TrainSaesConfig,
 )
 from saeinterp.report import Failure
-from saeinterp.subject import prepare_subject_recipe, same_tokenizer, streams
+from saeinterp.subject import prepare_subject_recipe, same_tokenizer, streams, subject_info, subject_width
 from tasks import measuring, steps
 from tasks.step import Pending, finished, settle
 
@@ -99,8 +100,11 @@ class Measured(NamedTuple):
     failures: list[Failure]
 
 
-def prepare(config: SubjectConfig, corpus: CorpusConfig, health: HealthConfig, *, side: str) -> tuple[Ref, Texts]:
-    """The subject and its tokenised texts; nothing can go on without them."""
+def prepare(
+    config: SubjectConfig, corpus: CorpusConfig, health: HealthConfig, *, training: TrainingConfig, side: str
+) -> tuple[Ref, Texts]:
+    """The subject and its tokenised texts; nothing can go on without them, nor without the SAEs that are to exist."""
+    adopting.look_at(training.saes)
     subject = finished(steps.prepare_model.submit(config=config, label=side))
     return subject, texts(subject, corpus, health, side=side)
 
@@ -146,7 +150,13 @@ def train(
     trainings: Mapping[str, TrainingConfig],
     side: str,
 ) -> Lane:
-    """One pass over the text, then one SAE per hookpoint and training (`variant` to configuration)."""
+    """One pass over the text, then one SAE per hookpoint and training (`variant` to configuration).
+
+    SAEs that exist are taken over first: one that does not fit the subject should not cost that pass.
+    """
+    hookpoints = pipeline.capture.hookpoints
+    width = _width(subject, config) if any(item.saes for item in trainings.values()) else None
+    adopted = {variant: adopting.adopt(item, hookpoints, width=width, side=side) for variant, item in trainings.items()}
     streamed = streams(subject, corpus, pipeline.capture, subject_config=config, corpus_config=corpus_config)
     cache = finished(
         steps.capture_activations.submit(
@@ -168,16 +178,31 @@ def train(
     recipes: dict[Member, Recipe] = {}
     for variant, training in trainings.items():
         settings = {"activations": cache, "config": training, "launch": pipeline.launch, **text}
-        saes |= _train(pipeline, settings, variant=variant, side=side)
-        for hookpoint in pipeline.capture.hookpoints:
-            recipes[Member(hookpoint, variant)] = steps.train_layer.planned(hookpoint=hookpoint, **settings)
+        there = adopted[variant]
+        trained = _train(
+            pipeline, [name for name in hookpoints if name not in there], settings, variant=variant, side=side
+        )
+        for hookpoint in hookpoints:
+            member = Member(hookpoint, variant)
+            if hookpoint in there:
+                saes[member], recipes[member] = there[hookpoint]
+            else:
+                saes[member] = trained[member]
+                recipes[member] = steps.train_layer.planned(hookpoint=hookpoint, **settings)
     return Lane(side=side, config=config, subject=subject, activations=cache, saes=saes, recipes=recipes)
 
 
-def _train(pipeline: Pipeline, settings: Mapping[str, Any], *, variant: str, side: str) -> dict[Member, Pending]:
+def _width(subject: Ref, config: SubjectConfig) -> int | None:
+    """Width of the residual stream; while planning, only as far as it is known without preparing the subject."""
+    there = made(subject)
+    return int(subject_info(there)["d_model"]) if there else subject_width(config)
+
+
+def _train(
+    pipeline: Pipeline, hookpoints: Sequence[str], settings: Mapping[str, Any], *, variant: str, side: str
+) -> dict[Member, Pending]:
     """One SAE per hookpoint; those that share a process are trained ahead of their own tasks, which then find them."""
-    hookpoints = pipeline.capture.hookpoints
-    together = pipeline.launch.together or (len(hookpoints) if settings["subject"] is not None else 1)
+    together = pipeline.launch.together or (max(1, len(hookpoints)) if settings["subject"] is not None else 1)
     saes: dict[Member, Pending] = {}
     for start in range(0, len(hookpoints), together):
         some = [Member(name, variant) for name in hookpoints[start : start + together]]

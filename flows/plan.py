@@ -6,7 +6,7 @@ import itertools
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -24,9 +24,12 @@ from saeinterp.config import (
     ScorerConfig,
     ServingConfig,
     SubjectConfig,
+    TrainingConfig,
+    TrainSaesConfig,
 )
 from saeinterp.errors import DamagedArtifactError, SaeinterpError
 from saeinterp.explain.serving import find_vllm
+from saeinterp.sae import adopted_from
 from saeinterp.subject import activation_bytes, estimate_tokens, prepare_subject_recipe, subject_width
 from tasks.step import Plan, planning
 
@@ -107,7 +110,7 @@ def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: C
     plan = make_plan(flow, config, store=store)
     width = max((len(step.recipe.folder) for step in plan.steps), default=0)
     for step in plan.steps:
-        notes = []
+        notes = ["adopted: trained elsewhere"] if adopted_from(step.recipe.config) else []
         if step.cost.size:
             notes.append(f"about {_bytes(step.cost.size)}")
         for count, unit in (
@@ -123,12 +126,13 @@ def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: C
     todo = [step for step in plan.steps if step.state != "there"]
     size = sum(step.cost.size or 0 for step in todo)
     requests = sum(step.cost.requests or 0 for step in todo)
+    limit = "up to " if requests else ""  # a latent that is dead or rare needs none
     kinds = Counter(step.recipe.kind for step in todo)
     if kinds:
         console.print(f"to make: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}", markup=False)
     console.print(
         f"{len(todo)} of {len(plan.steps)} steps to do, about {_bytes(size)} of activations to write and "
-        f"{requests:,} LLM requests, below {store.root}",
+        f"{limit}{requests:,} LLM requests, below {store.root}",
         markup=False,
     )
     if not plan.whole:
@@ -191,8 +195,10 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
         settings = inputs["config"]
         return Cost(prompts=int(settings.words * (1 + settings.test_fraction)))
     examples: ExamplesConfig | None = getattr(config, "examples", None)
-    count = _latents(examples) if examples else None
-    if examples is None or count is None:
+    if examples is None or not isinstance(config, TrainSaesConfig):
+        return Cost()
+    count = _latents(examples, config.training, config.capture.hookpoints)
+    if count is None:
         return Cost()
     if recipe.kind == "explanations" and _asked(inputs.get("config")):
         return Cost(requests=count)
@@ -205,14 +211,15 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
     return Cost()
 
 
-def _latents(examples: ExamplesConfig) -> int | None:
-    text = examples.latents
-    if not isinstance(text, str):
-        return len(text)
-    if text.startswith("sample:"):
-        return int(text.removeprefix("sample:"))
-    start, colon, stop = text.partition(":")
-    return int(stop) - int(start) if colon else None
+def _latents(examples: ExamplesConfig, training: TrainingConfig, hookpoints: Sequence[str]) -> int | None:
+    """The most latents that a layer can have examples of; None where that stands in the files of an SAE."""
+    if examples.named_latents is not None:
+        return len(examples.named_latents)
+    if examples.latents != "all":
+        return int(str(examples.latents).removeprefix("sample:"))
+    if training.saes:
+        return None
+    return max(training.at(hookpoint).num_latents for hookpoint in hookpoints)
 
 
 def _asked(config: Any) -> list[LLMConfig]:

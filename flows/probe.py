@@ -27,7 +27,7 @@ def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     """Train or find one SAE per hookpoint, then probe them for the classes of a labelled table."""
     # A table that cannot be used should not cost a training first.
     split_rows(read_labelled(config.probing), config.probing)
-    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
     lane = lanes.train(
         config.subject,
         subject,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from flows.terminal import Root, guard, out
 from saeinterp.artifacts import MANIFEST, ArtifactStore
 from saeinterp.errors import ConfigError
 from saeinterp.sae.export import PROJECT, Target, export_curves
-from saeinterp.sae.finished import FinishedSae, read_finished
+from saeinterp.sae.finished import FinishedSae, adopted_from, read_finished
 
 app = typer.Typer(
     name="sae",
@@ -135,6 +135,10 @@ def _finished(sae: FinishedSae) -> Iterator[tuple[str, str]]:
     from saeinterp.hardware import describe
 
     summary, made, path = sae.summary, sae.manifest["made"], sae.artifact.path
+    files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    if origin := adopted_from(summary):
+        yield from _adopted(sae, origin, files)
+        return
     seconds = sae.timing[-1]["seconds"]
     masked = sum(summary["rows_masked"].values())
     yield "", sae.artifact.id
@@ -165,8 +169,21 @@ def _finished(sae: FinishedSae) -> Iterator[tuple[str, str]]:
     yield "hardware", describe(made["hardware"]) if "hardware" in made else f"not recorded ({made['platform']})"
     versions = ", ".join(f"{name} {made['versions'].get(name)}" for name in ("saeinterp", "torch"))
     yield "made", f"{made['at']} on {made['host']} with {versions}"
-    files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
-    yield "files", ", ".join(f"{name} {_size(size)}" for name, size in files.items())
+    yield "files", _files(files)
+
+
+def _adopted(sae: FinishedSae, origin: str, files: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """The screen of an SAE that was taken over."""
+    summary, made = sae.summary, sae.manifest["made"]
+    yield "", sae.artifact.id
+    yield "path", str(sae.artifact.path)
+    yield "hookpoint", summary["hookpoint"]
+    yield "shape", _shape(summary)
+    yield "weights", summary["weights"]
+    yield "training", f"unknown: trained elsewhere, taken over from a folder of {summary['adopted']['layout']}'s layout"
+    yield "origin", origin
+    yield "made", f"{made['at']} on {made['host']} with saeinterp {made['versions'].get('saeinterp')}"
+    yield "files", _files(files)
 
 
 def _foreign(folder: Path) -> Iterator[tuple[str, str]]:
@@ -182,6 +199,10 @@ def _foreign(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _shape(values: dict[str, Any]) -> str:
     return f"{values['num_latents']:,} latents × {values['d_in']:,}, k = {values['k']}, {values['activation']}"
+
+
+def _files(files: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {_size(size)}" for name, size in files.items())
 
 
 def _size(count: int) -> str:

@@ -16,7 +16,7 @@ SIDE = "subject"
 @flow(name="train-saes", task_runner=runner(), persist_result=True, result_serializer="json")
 def train_saes(config: TrainSaesConfig = TrainSaesConfig()) -> State[Outcome]:
     """Train one TopK SAE per hookpoint and grade each layer's health on held-out text."""
-    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, side=SIDE)
+    subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
     pipeline = lanes.Pipeline.of(config)
     lane = lanes.train(
         config.subject,

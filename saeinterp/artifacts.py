@@ -321,7 +321,7 @@ def verify_artifact(artifact: Artifact) -> None:
             problem = f"{name} is missing"
         elif path.stat().st_size != expected["bytes"]:
             problem = f"{name} has {path.stat().st_size} bytes, its manifest says {expected['bytes']}"
-        elif _digest(path) != expected["sha256"]:
+        elif file_sha256(path) != expected["sha256"]:
             problem = f"{name} does not match its checksum"
         if problem:
             raise DamagedArtifactError(
@@ -363,7 +363,7 @@ def _write_manifest(recipe: Recipe, space: Workspace, *, seconds: float) -> None
     for path in sorted(p for p in space.out.rglob("*") if p.is_file() and p.name != TIMING):
         files[path.relative_to(space.out).as_posix()] = {
             "bytes": path.stat().st_size,
-            "sha256": _digest(path),
+            "sha256": file_sha256(path),
         }
     if not files:
         raise AssertionError(f"step {recipe.kind} wrote no files")
@@ -402,7 +402,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hex digits; one with the size and time it had before in this process is not read again."""
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     if key not in _VERIFIED:

@@ -53,3 +53,8 @@ def layer_of(hookpoint: str) -> int:
     if match is None:
         raise ConfigError("names no block", field="hookpoint", got=hookpoint, expected="a name such as 'layers.9'")
     return int(match.group(1) or match.group(2))
+
+
+def is_block(hookpoint: str) -> bool:
+    """Whether a hookpoint is a whole block (`layers.9`), whose output is the residual stream."""
+    return _HOOKPOINT.fullmatch(hookpoint) is not None

@@ -43,7 +43,7 @@ from saeinterp.explain import (
 )
 from saeinterp.latents import build_examples, build_examples_recipe, cache_latents, cache_latents_recipe
 from saeinterp.report import Failure, write_report, write_report_recipe
-from saeinterp.sae import train_sae, train_sae_recipe, train_saes
+from saeinterp.sae import adopt_sae, adopt_sae_recipe, train_sae, train_sae_recipe, train_saes
 from saeinterp.subject import (
     build_corpus,
     build_corpus_recipe,
@@ -139,6 +139,12 @@ def train_layer(
         store=ArtifactStore(),
         progress=listener(f"train {label}"),
     )
+
+
+@step(adopt_sae_recipe)
+def adopt_layer(folder: str, hookpoint: str, d_in: int | None, label: str) -> Artifact:
+    """Take over an SAE that was trained elsewhere."""
+    return adopt_sae(folder, hookpoint=hookpoint, d_in=d_in, store=ArtifactStore())
 
 
 @step(cache_latents_recipe)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from saeinterp.config import (
     CompareExplainersConfig,
+    CompareModelsConfig,
     LaunchConfig,
     SubjectConfig,
     TrainSaesConfig,
@@ -49,6 +51,59 @@ def test_an_override_that_cannot_apply_is_refused_by_name(override: dict[str, ob
         parse_config(TrainSaesConfig, {"training": {"overrides": override}})
 
 
+@pytest.mark.parametrize(
+    ("scorer", "metric", "words"),
+    [
+        ("simulation", "f1", r"comparison.metric: 'f1' comes from verdicts.*set 'correlation'"),
+        ("detection", "correlation", r"comparison.metric: 'correlation' .* scorer.kind is 'detection'"),
+        ("fuzz", "correlation", r"comparison.metric: 'correlation' .* scorer.kind is 'fuzz'"),
+    ],
+)
+def test_a_primary_metric_that_the_scorer_does_not_give_is_refused(scorer: str, metric: str, words: str) -> None:
+    values = {"scorer": {"kind": scorer}, "comparison": {"metric": metric}}
+    with pytest.raises(ConfigError, match=words):
+        parse_config(CompareExplainersConfig, values)
+
+
+def test_a_simulation_is_compared_by_its_correlation() -> None:
+    values = {"scorer": {"kind": "simulation"}, "comparison": {"metric": "correlation"}}
+    assert parse_config(CompareExplainersConfig, values).comparison.metric == "correlation"
+
+
+SAES = {"layers.5": "/data/layers.5"}
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "words"),
+    [
+        (TrainSaesConfig, {"training": {"saes": {"layers.7": "x"}}}, r"training.saes: 'layers.7' is not among capture"),
+        (
+            TrainSaesConfig,
+            {"training": {"saes": SAES, "overrides": {"layers.5": {"k": 8}}}},
+            r"training: overrides: layers.5 is not trained, saes names its SAE",
+        ),
+        (TrainSaesConfig, {"training": {"overrides": {"layers.5": {"saes": {}}}}}, r"layers.5: no field 'saes'"),
+        (CompareExplainersConfig, {"training": {"saes": SAES}}, r"set random_weights_control: false"),
+        (CompareModelsConfig, {"training_b": {"saes": SAES}}, r"set random_weights_control: false"),
+        (CompareModelsConfig, {"training_b": {"saes": {"layers.7": "x"}}}, r"training_b.saes: 'layers.7' is not among"),
+        (CompareModelsConfig, {"training": {"saes": SAES}, "seeds": [0, 1]}, r"seeds: SAEs that .* are not trained"),
+        (CompareModelsConfig, {"training": {"saes": SAES}, "sweep": [{"k": 4}]}, r"sweep: SAEs that .* not trained"),
+        (CompareModelsConfig, {"sweep": [{"saes": SAES}]}, r"sweep: saes is no setting of training"),
+    ],
+)
+def test_saes_that_exist_are_refused_where_they_would_do_nothing(
+    model: type[BaseModel], values: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(model, values)
+
+
+def test_the_place_of_an_sae_enters_no_recipe() -> None:
+    config = TrainSaesConfig.model_validate({"training": {"saes": SAES}})
+    assert recipe_of(config) == recipe_of(TrainSaesConfig())
+    assert config.training.at("layers.5").saes == {}
+
+
 def test_an_override_changes_its_own_hookpoint_and_no_other() -> None:
     training = TrainSaesConfig.model_validate(
         {"training": {"overrides": {"layers.5": {"k": 64, "lr": 0.002}}}}
@@ -71,6 +126,42 @@ def test_k_above_the_dictionary_is_refused_with_both_values() -> None:
 def test_a_bad_override_is_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(TrainSaesConfig, None, ["training.k=8", override])
+
+
+def test_an_override_changes_one_of_the_sections_that_share_an_anchor(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "explainer_a: {label: A, llm: &same {provider: openai, base_url: http://one/v1}}\n"
+        "explainer_b: {label: B, llm: *same}\n"
+    )
+    config = load_config(CompareExplainersConfig, path, ["explainer_a.llm.base_url=http://two/v1"])
+    assert config.explainer_a.llm.base_url == "http://two/v1"
+    assert config.explainer_b.llm.base_url == "http://one/v1"
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"),
+    [
+        ("10:99", r"examples.latents: 20 is outside 0 to 19, the latents of layers.5"),
+        ([3, 999], r"examples.latents: 999 is outside"),
+        ([-1], r"examples.latents: -1 is outside"),
+        ("10-20", r"examples.latents: expected '10:21'"),
+    ],
+)
+def test_latents_that_no_sae_will_have_are_refused_before_training(latents: object, words: str) -> None:
+    values = {"training": {"num_latents": 20, "k": 1}, "examples": {"latents": latents}}
+    with pytest.raises(ConfigError, match=words):
+        parse_config(CompareExplainersConfig, values)
+
+
+def test_latents_of_an_adopted_sae_are_known_from_its_files_only() -> None:
+    values = {
+        "capture": {"hookpoints": ["layers.5"]},
+        "training": {"num_latents": 20, "k": 1, "saes": {"layers.5": "folder"}},
+        "examples": {"latents": "10:99"},
+        "random_weights_control": False,
+    }
+    assert parse_config(CompareExplainersConfig, values).examples.named_latents == range(10, 99)
 
 
 def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def check_comparability(a: Artifact, b: Artifact, *, self_scored: bool = False) 
     """What should be equal between two `scores` artifacts of one hookpoint, and whether it is.
 
     Hard: SAE, its shape, model under study, corpus, example set (by checksum), examples shown to the explainers,
-    scorer configuration and prompts, prompts of explainers that are asked for the same, latent set. Soft: the scorer is also an
-    explainer (two things change at once), package versions.
+    scorer configuration and prompts, prompts of explainers that are asked for the same, latent set. Soft: the scorer is
+    also an explainer (two things change at once), package versions.
 
     Args:
         self_scored: Every explainer was judged by its own model: that the judging models differ is then soft.
@@ -180,8 +180,10 @@ def check_comparability(a: Artifact, b: Artifact, *, self_scored: bool = False) 
     ]
     rows += _scorer(left, right, self_scored=self_scored)
     rows += _explainer_prompts(left, right)
-    for side, node in (("A", left), ("B", right)):
-        if row := _self_scored(side, node):
+    titles = [explainer_title(node) for node in (left, right)]
+    for title, side, node in zip(titles, "AB", (left, right)):
+        # Among several pairs one explainer is A here and B there: its name tells which.
+        if row := _self_scored(title if titles[0] != titles[1] else side, node):
             rows.append(row)
     if _versions(left) != _versions(right):
         # Listed only where they differ: what a run was made with is no part of its result.
@@ -283,13 +285,23 @@ def _explainer_config(scores: Node) -> Mapping[str, Any]:
     return {**config, **nested} if isinstance(nested, Mapping) else config
 
 
-def _self_scored(side: str, scores: Node) -> ComparabilityRow | None:
+def explainer_title(scores: Node) -> str:
+    """The name of whoever wrote the explanations that were judged."""
+    explanations = explanations_of(scores)
+    if explanations is None:
+        return scores.name
+    path = explanations.path / "explanations.parquet"
+    names = pl.read_parquet(path, columns=["explainer"])["explainer"].unique().to_list() if path.exists() else []
+    return str(names[0]) if len(names) == 1 else explanations.name
+
+
+def _self_scored(explainer_name: str, scores: Node) -> ComparabilityRow | None:
     config = _explainer_config(scores)
     if config.get("kind") not in _MODEL_KINDS:
         return None
     explainer, scorer = _value(config, "model"), _value(scores.config, "model")
     return ComparabilityRow(
-        field=f"scorer independent of explainer {side}",
+        field=f"scorer independent of explainer {explainer_name}",
         a=f"explainer {explainer}",
         b=f"scorer {scorer}",
         severity="soft",

@@ -17,6 +17,7 @@ from saeinterp.compare.comparability import (
 )
 from saeinterp.compare.evaluated import EvaluatedText, TextLibrary
 from saeinterp.compare.sides import MeasuredSae, Place, input_of, shown_value, training_text
+from saeinterp.sae import adopted_from
 
 _SOFT = {"health batch_contexts", "health bootstrap", "health seed", "capture dtype", "capture batch_contexts"}
 _SOFT_PREFIXES = ("SAE training launch.", "corpus max_tokens")
@@ -118,6 +119,9 @@ def _pair_rows(a: MeasuredSae, b: MeasuredSae, library: TextLibrary) -> list[Com
     steps = [("SAE training", "sae", "seed"), ("capture", "activations", "hookpoints")]
     rows = [*_text_rows(left, right, library, equal), *_training_text_rows(left, right, compared)]
     for step, kind, skip in steps:
+        if kind == "sae" and (row := _adopted_row(step, left, right, compared)):
+            rows.append(row)
+            continue
         rows += _config_rows(step, input_of(left, kind), input_of(right, kind), compared, skip=skip)
     rows += _config_rows("health", left, right, equal)
     first, second = a.health.values, b.health.values
@@ -207,6 +211,16 @@ def _config_rows(
         if key.rpartition(".")[2] != skip
     ]
     return rows or [equal(step, EQUAL, EQUAL)]
+
+
+def _adopted_row(step: str, a: Node, b: Node, equal: _Equal) -> ComparabilityRow | None:
+    """One row where an SAE was trained elsewhere: equal weights or not is all that can be said."""
+    saes = [input_of(node, "sae") for node in (a, b)]
+    origins = [adopted_from(sae.config) if sae else None for sae in saes]
+    if not any(origins):
+        return None
+    shown = [f"trained elsewhere, {origin}" if origin else "trained here" for origin in origins]
+    return equal(step, *shown, "how an SAE was trained elsewhere is not known")
 
 
 def _versions(node: Node) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from saeinterp.artifacts import Artifact
-from saeinterp.compare.comparability import explanations_of, flatten, lineage
+from saeinterp.compare.comparability import explainer_title, explanations_of, flatten, lineage
 from saeinterp.errors import DataError
 from saeinterp.stats import classification
 from saeinterp.stats.intervals import Floats
@@ -286,7 +286,4 @@ def _name(scores: Artifact) -> tuple[str, bool]:
     flat = {key.rpartition(".")[2]: value for key, value in reversed(flatten(explanations.config).items())}
     if flat.get("control"):
         return str(flat["control"]), True
-    path = explanations.path / "explanations.parquet"
-    names = pl.read_parquet(path, columns=["explainer"])["explainer"].unique().to_list() if path.exists() else []
-    title = str(names[0]) if len(names) == 1 else explanations.name
-    return title, flat.get("kind") == "top-tokens"
+    return explainer_title(lineage(scores)), flat.get("kind") == "top-tokens"

@@ -31,7 +31,8 @@ DESCRIPTIONS = {
     "balanced_accuracy": "(TPR + TNR) / 2; chance is 0.5",
     "mcc": "Matthews correlation coefficient; chance is 0, and 0 when every answer is the same",
     "auroc": "P(a true example gets a higher probability than a false one), within a latent; chance is 0.5",
-    "correlation": "Pearson correlation of simulated and true activations over a latent's tokens; chance is 0",
+    "correlation": "Pearson correlation of simulated and true activations over a latent's tokens; chance is 0, and 0 "
+    "when all predictions are the same",
     "frequency_weighted_f1": "sum of F1 times firings over sum of firings",
     "pooled_auroc": "AUROC over the examples of all latents thrown together; not the mean of within-latent AUROCs",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from saeinterp.config.base import Config
 from saeinterp.config.llm import LLMConfig
@@ -37,6 +39,21 @@ class ExamplesConfig(Config):
     """Activity in a larger share of windows makes a latent `too_dense`."""
     seed: int = Field(0, ge=0)
     """Seed of every draw."""
+
+    @property
+    def named_latents(self) -> Sequence[int] | None:
+        """The latents that are named by their index; None where they are drawn, or all."""
+        if not isinstance(self.latents, str):
+            return self.latents
+        start, _, stop = self.latents.partition(":")
+        return range(int(start), int(stop)) if start.isdigit() else None
+
+    @field_validator("latents")
+    @classmethod
+    def _selects(cls, latents: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(latents, str) and not re.fullmatch(r"all|sample:[0-9]+|[0-9]+:[0-9]+", latents):
+            raise ValueError("expected '10:21', a list such as [3, 17], 'sample:N' or 'all'")
+        return latents
 
 
 class ExplainerConfig(Config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -18,13 +18,26 @@ from saeinterp.config.subject import CaptureConfig, CorpusConfig, SubjectConfig
 from saeinterp.config.training import LaunchConfig, TrainingConfig
 
 
-def _overrides_have_a_hookpoint(config: Any) -> Any:
-    """Refuse overrides for hookpoints that are not captured: a typing error would go unseen."""
-    known = config.capture.hookpoints
-    for name in config.training.overrides:
-        if name not in known:
-            raise ValueError(f"training.overrides: {name!r} is not among capture.hookpoints ({', '.join(known)})")
+def _layers_are_captured(config: Any) -> Any:
+    """Refuse overrides and SAEs for hookpoints that are not captured: a typing error would go unseen."""
+    for field in ("overrides", "saes"):
+        _among_hookpoints(getattr(config.training, field), config.capture, where=f"training.{field}")
     return config
+
+
+def _among_hookpoints(names: Iterable[str], capture: CaptureConfig, *, where: str) -> None:
+    for name in names:
+        if name not in capture.hookpoints:
+            raise ValueError(f"{where}: {name!r} is not among capture.hookpoints ({', '.join(capture.hookpoints)})")
+
+
+def _no_control_of_adopted(saes: Iterable[str], *, wanted: bool) -> None:
+    """Refuse the control where an SAE was trained elsewhere: one trained here would differ in more than the weights."""
+    if wanted and (names := ", ".join(saes)):
+        raise ValueError(
+            f"random_weights_control: the SAEs that training.saes names ({names}) have no counterpart at random "
+            "weights, since how they were trained is not known; set random_weights_control: false"
+        )
 
 
 def _grades_have_a_dataset(config: Any) -> Any:
@@ -32,6 +45,22 @@ def _grades_have_a_dataset(config: Any) -> Any:
     known = [WORST_CASE, config.health.name, *(dataset.name for dataset in config.health.datasets)]
     if config.grading.dataset not in known:
         raise ValueError(f"grading.dataset: {config.grading.dataset!r} is none of {', '.join(known)}")
+    return config
+
+
+def _latents_exist(config: Any) -> Any:
+    """Refuse latents that an SAE of this run will not have, before it is trained."""
+    named = config.examples.named_latents or ()
+    for hookpoint in config.capture.hookpoints:
+        if hookpoint in config.training.saes:  # of a size that its files say
+            continue
+        size = config.training.at(hookpoint).num_latents
+        outside = next((latent for latent in named if not 0 <= latent < size), None)
+        if outside is not None:
+            raise ValueError(
+                f"examples.latents: {outside} is outside 0 to {size - 1}, the latents of {hookpoint} "
+                "(training.num_latents)"
+            )
     return config
 
 
@@ -57,7 +86,7 @@ class TrainSaesConfig(Config):
     absorption: AbsorptionConfig = AbsorptionConfig()
     grading: GradingConfig = GradingConfig()
 
-    _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
+    _captured = model_validator(mode="after")(_layers_are_captured)
     _graded = model_validator(mode="after")(_grades_have_a_dataset)
 
 
@@ -70,6 +99,8 @@ class ExplainFeaturesConfig(TrainSaesConfig):
     explainer: ExplainerConfig = ExplainerConfig()
     scorer: ScorerConfig = ScorerConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+
+    _latents = model_validator(mode="after")(_latents_exist)
 
 
 class CompareExplainersConfig(TrainSaesConfig):
@@ -92,11 +123,18 @@ class CompareExplainersConfig(TrainSaesConfig):
     random_weights_control: bool = True
     """Also train and grade SAEs on the subject with random weights: the floor."""
 
+    _latents = model_validator(mode="after")(_latents_exist)
+
     @property
     def explainers(self) -> dict[str, ExplainerConfig]:
         """All explainers by letter, `a` first."""
         found = (self.explainer_a, self.explainer_b, *self.more_explainers)
         return {string.ascii_lowercase[index]: explainer for index, explainer in enumerate(found)}
+
+    @model_validator(mode="after")
+    def _control_fits(self) -> CompareExplainersConfig:
+        _no_control_of_adopted(self.training.saes, wanted=self.random_weights_control)
+        return self
 
     @model_validator(mode="after")
     def _explainers_differ(self) -> CompareExplainersConfig:
@@ -113,8 +151,8 @@ class CompareExplainersConfig(TrainSaesConfig):
         simulated, kind = self.comparison.metric == "correlation", self.scorer.kind
         if kind == "simulation" and not simulated:
             raise ValueError(
-                f"comparison.metric: {self.comparison.metric!r} comes from verdicts, which a simulation scorer does not "
-                "give; set 'correlation'"
+                f"comparison.metric: {self.comparison.metric!r} comes from verdicts, which a simulation scorer does "
+                "not give; set 'correlation'"
             )
         if simulated and kind != "simulation":
             raise ValueError(
@@ -155,7 +193,7 @@ class CompareModelsConfig(Config):
     random_weights_control: bool = True
     """Also train and evaluate SAEs on each side's architecture with random weights: the floor."""
 
-    _overrides = model_validator(mode="after")(_overrides_have_a_hookpoint)
+    _captured = model_validator(mode="after")(_layers_are_captured)
     _graded = model_validator(mode="after")(_grades_have_a_dataset)
 
     @model_validator(mode="after")
@@ -184,6 +222,7 @@ class CompareModelsConfig(Config):
             for training in self.trainings(side).values():
                 for hookpoint in self.capture.hookpoints:
                     training.at(hookpoint)
+        self._adopted_fit()
         self.training_corpus("b")
         if self.same_sides:
             raise ValueError(
@@ -191,6 +230,17 @@ class CompareModelsConfig(Config):
                 "corpus_b"
             )
         return self
+
+    def _adopted_fit(self) -> None:
+        """Refuse SAEs that exist where several are to be trained of one layer, or none of its kind can be."""
+        found = {side: next(iter(self.trainings(side).values())).saes for side in ("a", "b")}
+        if self.sweep and any("saes" in fields for fields in self.sweep):
+            raise ValueError("sweep: saes is no setting of training; name the SAEs of a side in training or training_b")
+        for field, several in (("sweep", bool(self.sweep)), ("seeds", len(self.seeds) > 1)):
+            if several and any(found.values()):
+                raise ValueError(f"{field}: SAEs that training.saes names are not trained; leave out {field} or saes")
+        _among_hookpoints(found["b"], self.capture, where="training_b.saes")
+        _no_control_of_adopted(dict.fromkeys((*found["a"], *found["b"])), wanted=self.random_weights_control)
 
     def trainings(self, side: Literal["a", "b"]) -> dict[str, TrainingConfig]:
         """The SAEs of one side per layer: what tells them apart (empty where there is one), and how they are trained.

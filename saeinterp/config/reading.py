@@ -57,9 +57,11 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
         node = data
         *parents, leaf = key.split(".")
         for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
+            section = node.get(parent, {})
+            if not isinstance(section, dict):
                 raise ConfigError(f"{parent} is a value, not a section", field="--set", got=override)
+            # A copy: sections that share one YAML anchor are one dict, and only the one named here changes.
+            node[parent] = node = dict(section)
         node[leaf] = yaml.safe_load(text)
     return parse_config(cls, data, source=source)
 

@@ -48,33 +48,41 @@ class TrainingConfig(Config):
     """Seconds between checkpoints."""
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict, json_schema_extra={"in_recipe": False})
     """Fields that differ at some hookpoints, as in `{layers.15: {k: 64, lr: 0.002}}`."""
+    saes: dict[str, str] = Field(default_factory=dict, json_schema_extra={"in_recipe": False})
+    """SAEs that exist, as in `{layers.4: /data/run/layers.4}`: folders that sparsify, SAELens or saeinterp wrote. They
+    are taken over, not trained; the content of their files enters the recipe, not their place."""
 
     @model_validator(mode="after")
     def _fits(self) -> TrainingConfig:
         if self.k > self.num_latents:
             raise ValueError(f"k = {self.k} exceeds num_latents = {self.num_latents}; lower k or raise num_latents")
         for hookpoint in self.overrides:
+            if hookpoint in self.saes:
+                raise ValueError(f"overrides: {hookpoint} is not trained, saes names its SAE; name it in one of them")
             self.at(hookpoint)
         return self
 
     def at(self, hookpoint: str) -> TrainingConfig:
-        """The configuration of one hookpoint's SAE, `overrides` applied and dropped.
+        """The configuration of one hookpoint's SAE, `overrides` applied and dropped, `saes` dropped.
 
         Raises:
             ValueError: An override names no field of this model, or has a value the field refuses.
         """
+        plain = self.model_copy(update={"overrides": {}, "saes": {}})
         changed = self.overrides.get(hookpoint, {})
-        return self.model_copy(update={"overrides": {}}).changed(changed, where=f"overrides.{hookpoint}")
+        return plain.changed(changed, where=f"overrides.{hookpoint}", fixed=("overrides", "saes"))
 
-    def changed(self, fields: Mapping[str, Any], *, where: str) -> TrainingConfig:
+    def changed(
+        self, fields: Mapping[str, Any], *, where: str, fixed: tuple[str, ...] = ("overrides",)
+    ) -> TrainingConfig:
         """This configuration with some fields replaced; `where` is the key that holds them, for errors.
 
         Raises:
-            ValueError: One is no field of this model (`overrides` is none here), or has a value that is refused.
+            ValueError: One is no field of this model, or one of `fixed`, or has a value that is refused.
         """
-        unknown = [name for name in fields if name not in type(self).model_fields or name == "overrides"]
+        unknown = [name for name in fields if name not in type(self).model_fields or name in fixed]
         if unknown:
-            known = sorted(set(type(self).model_fields) - {"overrides"})
+            known = sorted(set(type(self).model_fields) - set(fixed))
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
             raise ValueError(f"{where}: no field {unknown[0]!r}{hint}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from saeinterp.explain.sending import Sending
 from saeinterp.progress import Progress, silent
 
 T = TypeVar("T")
+
+_POLL_SECONDS = 0.2  # how late a Ctrl-C may be noticed
 
 
 class OpenAIChat:
@@ -81,6 +83,9 @@ def run_in_thread(work: Coroutine[Any, Any, T]) -> T:
     with ThreadPoolExecutor(1, thread_name_prefix="llm") as pool:
         future = pool.submit(asyncio.run, main())
         try:
+            # By turns: polars makes system calls resume after a signal, and a wait without end would not see a Ctrl-C.
+            while not wait([future], timeout=_POLL_SECONDS).done:
+                pass
             return future.result()
         except BaseException:
             started.wait()

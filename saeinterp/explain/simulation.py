@@ -92,14 +92,16 @@ def simulation_correlation(
 ) -> float | None:
     """Pearson r of true and predicted activations over all tokens of a latent's windows (the correlation score).
 
-    Magnitudes count, as everywhere. None below three tokens, or where either is the same on all of them.
+    Magnitudes count, as everywhere. Predictions that are the same on all tokens tell nothing and score 0, as MCC does
+    where every answer is the same. None below three tokens, or where the activations are the same on all of them.
     """
     if not predicted:
         return None
     true, said = (np.concatenate([np.asarray(row, np.float64) for row in part]) for part in (activations, predicted))
-    if float(np.ptp(said)) < CONSTANT:
-        return None
-    return correlation(np.abs(true), said)
+    magnitudes = np.abs(true)
+    if np.ptp(said) < CONSTANT:
+        return 0.0 if len(said) > 2 and np.ptp(magnitudes) > 0 else None
+    return correlation(magnitudes, said)
 
 
 def _lines(tokens: Sequence[str]) -> str:

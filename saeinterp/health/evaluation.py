@@ -27,7 +27,7 @@ from saeinterp.health.reconstruction import Measured, Site, measure_sites
 from saeinterp.health.summary import health_checks, health_values
 from saeinterp.health.tally import Reconstruction, RowMask
 from saeinterp.progress import Progress
-from saeinterp.sae import TopKSae
+from saeinterp.sae import TopKSae, adopted_from
 from saeinterp.subject import ActivationCache, load_subject, read_contexts
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ def evaluate_layers(
 
     Args:
         corpus: Its split `health` is the text; another than the SAEs' training corpus must be tokenised alike.
-        activations: The cache the SAEs were trained on; gives masks and mean, its activations are not read.
+        activations: The cache the SAEs were trained on (of an adopted SAE: of any text read alike); gives masks and
+            mean, its activations are not read.
         saes: Pairs of a hookpoint and its SAE.
         dataset: What reports call the text; default `config.name`.
 
@@ -158,17 +159,18 @@ class _Work(NamedTuple):
     ) -> dict[str, SaeinterpError]:
         """Measure SAEs together and publish each; returns the error of each that could not be."""
         started = time.monotonic()
-        failures: dict[str, SaeinterpError] = {}
         caches: dict[str, ActivationCache] = {}
         sites: dict[str, Site] = {}
         try:
-            overlap = training_overlap(self.corpus, self.activations)
-            refuse_overlap(overlap, dataset=self.dataset, allowed=self.config.allow_overlap)
+            overlaps, failures = self._overlaps(saes)
+            if not overlaps:
+                return failures
             contexts = read_contexts(self.corpus, splits="health")
             loaded = load_subject(self.subject, device=device)
         except SaeinterpError as error:
             return dict.fromkeys(saes, error)
-        for name, (hookpoint, sae) in saes.items():
+        for name in overlaps:
+            hookpoint, sae = saes[name]
             try:
                 cache = caches[name] = ActivationCache.open(self.activations, hookpoint)
                 coder = TopKSae.load(sae.path, device=loaded.device)
@@ -193,10 +195,27 @@ class _Work(NamedTuple):
             return failures | dict.fromkeys(sites, error)
         seconds = time.monotonic() - started
         for name, result in found.results.items():
-            self._write(builds[name].space, result, caches[name], overlap)
+            self._write(builds[name].space, result, caches[name], overlaps[name])
             _write_timing(builds[name].space, found, tokens=result.rows, seconds=seconds)
             builds[name].publish()
         return failures | found.failures
+
+    def _overlaps(self, saes: dict[str, tuple[str, Artifact]]) -> tuple[dict[str, Overlap], dict[str, SaeinterpError]]:
+        """Training documents in the text, by SAE; and the error of each SAE that must not be measured on it."""
+        overlap = training_overlap(self.corpus, self.activations)
+        found: dict[str, Overlap] = {}
+        failures: dict[str, SaeinterpError] = {}
+        for name, (_, sae) in saes.items():
+            if adopted_from(sae.manifest()["config"]):
+                found[name] = overlap._replace(shared=None)
+                continue
+            try:
+                refuse_overlap(overlap, dataset=self.dataset, allowed=self.config.allow_overlap)
+            except DataError as error:
+                failures[name] = error
+            else:
+                found[name] = overlap
+        return found, failures
 
     def _write(self, space: Workspace, result: Reconstruction, cache: ActivationCache, overlap: Overlap) -> None:
         values = health_values(result, draws=self.config.bootstrap, seed=self.config.seed)

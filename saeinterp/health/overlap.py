@@ -18,7 +18,8 @@ from saeinterp.errors import DataError
 class Overlap(NamedTuple):
     """Evaluated documents that are training documents too."""
 
-    shared: int
+    shared: int | None
+    """None where the SAE was trained elsewhere: its training text is not known."""
     documents: int
     """All evaluated documents."""
 

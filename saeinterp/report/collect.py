@@ -19,6 +19,7 @@ from saeinterp.report.lineage import Lineage
 from saeinterp.report.results import LayerHealth, LayerTraining, Provenance, Step
 from saeinterp.report.sae_titles import side_titles
 from saeinterp.report.values import Fact, Number, Setting
+from saeinterp.sae import adopted_from
 
 NOT_WRITTEN = "not in the artifact"
 Row = dict[str, Any]
@@ -101,8 +102,10 @@ def layer_training(side: str, artifact: Artifact, *, title: str) -> LayerTrainin
     """One SAE artifact as a row of the training table."""
     data = read_json(artifact.file("training.json"))
 
+    absent = {"value": None, "reason": "trained elsewhere" if adopted_from(data) else NOT_WRITTEN}
+
     def last(key: str, style: Style, *, n: str | None = None, of: str | None = None) -> Number:
-        return measured(data.get(key), source=artifact.id, style=style, n=data.get(n) if n else None, of=of)
+        return measured(data.get(key, absent), source=artifact.id, style=style, n=data.get(n) if n else None, of=of)
 
     return LayerTraining(
         side=side,
@@ -129,14 +132,19 @@ def titles_of(sides: Mapping[str, Sequence[Artifact]], lineage: Lineage) -> dict
 
 
 def curve_rows(saes: Mapping[str, Sequence[Artifact]], titles: Mapping[tuple[str, str], str]) -> list[Row]:
-    """All training curves in long form: side, hookpoint, title, then the columns of `curves.parquet`."""
+    """All training curves in long form: side, hookpoint, title, then the columns of `curves.parquet`.
+
+    SAEs that were trained elsewhere have none.
+    """
     import polars as pl
 
     rows: list[Row] = []
     for side, artifacts in saes.items():
         for artifact in artifacts:
-            hookpoint = read_json(artifact.file("training.json"))["hookpoint"]
-            named = {"side": side, "hookpoint": hookpoint, "title": titles[side, artifact.id]}
+            data = read_json(artifact.file("training.json"))
+            if adopted_from(data):
+                continue
+            named = {"side": side, "hookpoint": data["hookpoint"], "title": titles[side, artifact.id]}
             table = pl.read_parquet(artifact.file("curves.parquet"))
             rows += [{**named, **row} for row in table.to_dicts()]
     return rows

@@ -17,6 +17,7 @@ from saeinterp.report.explainer_results import ExplainerSection, PairsSection
 from saeinterp.report.format import listing, number, plural
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.values import Setting
+from saeinterp.sae import adopted_from
 
 
 def setup_lines(
@@ -83,10 +84,13 @@ def _subject(data: Mapping[str, Any]) -> str:
 
 
 def _sae(data: Mapping[str, Any]) -> str:
-    return (
-        f"{data.get('activation', 'topk')}, {plural(data['num_latents'], 'latent')}, k = {data['k']}, "
-        f"{data.get('optimizer', 'optimizer not recorded')}"
-    )
+    shape = f"{data.get('activation', 'topk')}, {plural(data['num_latents'], 'latent')}, k = {data['k']}"
+    if origin := adopted_from(data):
+        return (
+            f"{shape}, trained elsewhere ({origin}); its training text is not known, so it may have seen the held-out "
+            "text, and whether it did cannot be checked"
+        )
+    return f"{shape}, {data.get('optimizer', 'optimizer not recorded')}"
 
 
 def _corpus(data: Mapping[str, Any]) -> str:

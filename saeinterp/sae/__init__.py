@@ -1,4 +1,4 @@
-"""TopK sparse autoencoders: the coder, its training, and the step that runs it. Names are loaded on first use."""
+"""TopK sparse autoencoders: the coder, and the steps that train one or take one over. Names are loaded on first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from saeinterp.sae.adopting import adopt_sae, adopt_sae_recipe
     from saeinterp.sae.curves import CurveRow, Heldout, TimingRow, evaluate
+    from saeinterp.sae.finished import adopted_from
     from saeinterp.sae.kernels import Activation, TopKCode
     from saeinterp.sae.launch import (
         Launcher,
@@ -32,6 +34,9 @@ _HOMES = {
     "TopKSae": "topk",
     "TrainedLayers": "launch",
     "Trainer": "trainer",
+    "adopt_sae": "adopting",
+    "adopt_sae_recipe": "adopting",
+    "adopted_from": "finished",
     "evaluate": "curves",
     "launch_command": "launch",
     "train_sae": "launch",
@@ -51,6 +56,9 @@ __all__ = [
     "TopKSae",
     "TrainedLayers",
     "Trainer",
+    "adopt_sae",
+    "adopt_sae_recipe",
+    "adopted_from",
     "evaluate",
     "launch_command",
     "train_sae",

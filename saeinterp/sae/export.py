@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from saeinterp.artifacts import MANIFEST, Artifact, write_atomic, write_json
 from saeinterp.child import Event, run_child
-from saeinterp.errors import ArtifactError, ConfigError, MissingDependencyError
+from saeinterp.errors import ArtifactError, ConfigError, DataError, MissingDependencyError
 from saeinterp.sae.finished import FinishedSae, read_finished
 from saeinterp.sae.wandb_writer import WandbJob, WandbRun
 
@@ -114,6 +114,13 @@ def export_curves(
         raise ConfigError("not a name for a folder", field="name", got=name, expected="one word, such as sweep-1")
     # Read all before writing any: a wrong path should not leave half an export.
     finished = {(sae := read_finished(item)).artifact.hash: sae for item in saes}
+    for sae in finished.values():
+        if not sae.curves:
+            raise DataError(
+                "an SAE that was trained elsewhere has no curves",
+                field=sae.artifact.id,
+                next_step="leave it out, or look where it was trained",
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if to == "tensorboard":

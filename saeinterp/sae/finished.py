@@ -7,6 +7,7 @@ manifest says, wherever it lies, so an artifact that was copied to another machi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from saeinterp.errors import DamagedArtifactError, DataError
 
 SUMMARY = "training.json"
 CURVES = "curves.parquet"
+ADOPTED = "adopted"
 _KIND = "sae"
 
 
@@ -26,7 +28,7 @@ class FinishedSae(NamedTuple):
     summary: dict[str, Any]
     """`training.json`."""
     curves: list[dict[str, float]]
-    """Rows of `curves.parquet` by field (`CurveRow`), in order of the steps."""
+    """Rows of `curves.parquet` by field (`CurveRow`), in order of the steps; none where it was trained elsewhere."""
     timing: list[dict[str, float]]
     """Rows of `timing.parquet` by field (`TimingRow`), one for each of `curves`."""
 
@@ -55,6 +57,18 @@ def open_sae(folder: str | Path) -> Artifact:
     return Artifact(kind=_KIND, name=manifest["name"], hash=manifest["recipe"], path=folder)
 
 
+def adopted_from(values: Mapping[str, Any]) -> str | None:
+    """`sha256 …` of the weights of an SAE that was trained elsewhere, else None.
+
+    Args:
+        values: Its `training.json`, or the configuration in its recipe.
+    """
+    adopted = values.get(ADOPTED)
+    if adopted is None:
+        return None
+    return next(f"sha256 {digest}" for name, digest in adopted["files"].items() if name.endswith(".safetensors"))
+
+
 def read_finished(sae: Artifact | str | Path) -> FinishedSae:
     """Read an SAE's manifest, summary and curves.
 
@@ -68,6 +82,8 @@ def read_finished(sae: Artifact | str | Path) -> FinishedSae:
     artifact = sae if isinstance(sae, Artifact) else open_sae(sae)
     try:
         summary = json.loads(artifact.file(SUMMARY).read_text(encoding="utf-8"))
+        if adopted_from(summary):
+            return FinishedSae(artifact, artifact.manifest(), summary, [], [])
         curves, timing = (pq.read_table(artifact.file(name)).to_pylist() for name in (CURVES, TIMING))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damaged(artifact, f"unreadable file: {error}") from error

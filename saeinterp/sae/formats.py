@@ -39,7 +39,7 @@ _BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
 _IN_SAE_LENS = "open it in SAELens, fold or undo this there, and save it again; or train the SAE here"
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """What `cfg.json` says of an SAE that can be represented."""
 
     d_in: int
@@ -157,7 +157,7 @@ def load_sae_lens(folder: str | Path, *, device: str | torch.device = "cpu") -> 
             option has no counterpart here; the message names it, its value and what would do.
     """
     folder = Path(folder)
-    options = _read_options(folder)
+    options = read_options(folder)
     tensors = _read_tensors(folder, options, device=device)
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     W_enc = W_enc.T
@@ -234,7 +234,7 @@ def _recorded_hookpoint(folder: Path) -> str | None:
     return name if _BLOCK.match(name) else None
 
 
-def _folded(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, options: _Options) -> tuple[Tensor, ...]:
+def _folded(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, options: Options) -> tuple[Tensor, ...]:
     """The same SAE with `b_dec` subtracted before encoding and activations as the decoder takes them."""
     dtype = torch.promote_types(options.dtype, torch.float32)
     W_enc, b_enc, W_dec, b_dec = (tensor.double() for tensor in (W_enc, b_enc, W_dec, b_dec))
@@ -249,7 +249,7 @@ def _folded(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, options:
     return tuple(tensor.to(dtype) for tensor in (W_enc, b_enc, W_dec, b_dec))
 
 
-def _read_tensors(folder: Path, options: _Options, *, device: str | torch.device) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, options: Options, *, device: str | torch.device) -> dict[str, Tensor]:
     """The four tensors, checked, in the type of `cfg.json`."""
     path = folder / SAE_LENS_WEIGHTS
     try:
@@ -275,8 +275,8 @@ def _read_tensors(folder: Path, options: _Options, *, device: str | torch.device
     return {name: tensor.to(options.dtype) for name, tensor in tensors.items()}
 
 
-def _read_options(folder: Path) -> _Options:
-    """`cfg.json`, with everything refused that a `TopKSae` cannot mean."""
+def read_options(folder: Path) -> Options:
+    """A SAELens folder's `cfg.json`, with everything refused (`DataError`) that a `TopKSae` cannot mean."""
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -318,7 +318,7 @@ def _read_options(folder: Path) -> _Options:
     d_in, num_latents, k = (_positive(path, config, name) for name in ("d_in", "d_sae", "k"))
     if k > num_latents:
         raise _refused(path, "k exceeds d_sae", got=k, expected=f"at most {num_latents}")
-    return _Options(
+    return Options(
         d_in=d_in,
         num_latents=num_latents,
         k=k,

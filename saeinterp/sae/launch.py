@@ -98,8 +98,15 @@ def train_sae_recipe(
     """The recipe of one hookpoint's SAE; see `train_saes` for the arguments.
 
     Raises:
-        ConfigError: Only some of `subject`, `corpus` and `capture` are given.
+        ConfigError: Only some of `subject`, `corpus` and `capture` are given, or `config.saes` names this hookpoint.
     """
+    if hookpoint in config.saes:
+        raise ConfigError(
+            "this layer's SAE exists and is not trained",
+            field=f"training.saes, {hookpoint}",
+            got=config.saes[hookpoint],
+            next_step="take it over with adopt_sae, or leave it out of saes",
+        )
     launch = launch or LaunchConfig()
     # Whole SAEs dealt out over processes are trained as by one.
     processes = launch.processes if launch.spread == "rows" else 1

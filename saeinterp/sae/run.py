@@ -265,7 +265,7 @@ class Run:
 
     def _identity(self) -> dict[str, object]:
         """What a checkpoint must share with the run that takes it up, by the name of the configuration field."""
-        config = self.config.model_dump(mode="json", exclude={"checkpoint_seconds", "overrides"})
+        config = self.config.model_dump(mode="json", exclude={"checkpoint_seconds", "overrides", "saes"})
         return {
             **{f"training.{field}": value for field, value in config.items()},
             "launch.processes": self.processes,

@@ -138,7 +138,7 @@ class TopKSae:
         folder = Path(folder)
         if detect(folder) == "sae-lens":
             return load_sae_lens(folder, device=device)
-        config = _read_config(folder)
+        config = read_config(folder)
         try:
             tensors = load_file(folder / WEIGHTS, device=str(device))
         except (SafetensorError, OSError) as error:
@@ -168,8 +168,8 @@ class TopKSae:
         return choose_method(k=self.k, num_latents=self.num_latents, device=self.W_dec.device, compute=dtype)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """`cfg.json`, checked and completed."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """A sparsify folder's `cfg.json`, completed, with everything refused (`DataError`) that is no `TopKSae`."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -319,6 +319,14 @@ def test_a_metric_that_no_test_is_frozen_for_is_refused(tmp_path: Path, store: A
     assert not (store.root / "score-table").exists()
 
 
+def test_correlations_may_be_negative_and_are_compared_as_such(tmp_path: Path, store: ArtifactStore) -> None:
+    path = write(tmp_path, "c.csv", "latent,a,b\n1,0.1,0.2\n2,-0.2,0.3\n3,0.3,0.1\n4,0.5,0.4\n5,0.2,0.1\n6,-0.1,0.5\n")
+    found = comparison(imported([path], store, metric="correlation"))
+    assert found.metric == "correlation"
+    assert found.primary.mean_a == pytest.approx(0.8 / 6)
+    assert found.primary.mean_b == pytest.approx(1.6 / 6)
+
+
 def test_files_of_different_latents_are_refused_unless_allowed(tmp_path: Path, store: ArtifactStore) -> None:
     for name, first in (("a", 0), ("b", 2)):
         pl.DataFrame({"latent": range(first, first + 8), "f1": np.linspace(0.1, 0.8, 8)}).write_csv(

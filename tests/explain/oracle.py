@@ -1,19 +1,23 @@
 """An OpenAI-compatible server that knows the planted classes, over real HTTP.
 
 It names the class of the marked words, judges texts by whether they hold (or mark) words of the named class, alone or
-as a list, knows on which tokens the latent of a class fires, and can be told to misbehave.
+as a list, knows on which tokens the latent of a class fires, and can be told to misbehave. As a module it is a process
+of its own: `python -m explain.oracle --requests FILE` prints its port, and writes each request to the file first.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from planted import CLASSES, class_of
@@ -72,6 +76,7 @@ class Oracle:
         delay: float = 0.0,
         context: int | None = None,
         tokenizes: bool = False,
+        port: int = 0,
     ) -> None:
         self.trouble = trouble
         self.delay = delay
@@ -113,14 +118,19 @@ class Oracle:
         class Server(ThreadingHTTPServer):
             request_queue_size = 128
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
     def url(self) -> str:
         """The base URL for clients."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
 
     def __enter__(self) -> Oracle:
         self._thread.start()
@@ -252,3 +262,28 @@ def completion(text: str | None, logprobs: Mapping[str, float] | None = None) ->
         top = [{"token": token, "logprob": value, "bytes": None} for token, value in logprobs.items()]
         choice["logprobs"] = {"content": [{**max(top, key=lambda item: item["logprob"]), "top_logprobs": top}]}
     return {"id": "1", "object": "chat.completion", "created": 1, "model": MODEL, "choices": [choice]}
+
+
+def main() -> None:
+    """Serve until the process ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--requests", type=Path, required=True)
+    parser.add_argument("--delay", type=float, default=0.0)
+    options = parser.parse_args()
+    with options.requests.open("a") as file, Oracle(delay=options.delay, port=options.port) as oracle:
+        lock = threading.Lock()
+
+        def write(number: int, body: dict[str, Any]) -> None:
+            with lock:
+                file.write(json.dumps(body) + "\n")
+                file.flush()
+
+        oracle.trouble = write
+        sys.stdout.write(f"{oracle.port}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,8 @@ def test_the_end_of_the_process_that_started_it_is_its_end(
     python: Path, planted_folder: Path, store: ArtifactStore, number: signal.Signals
 ) -> None:
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background ignores it
         "from saeinterp.artifacts import ArtifactStore\n"
         "from saeinterp.config import LLMConfig\n"
         "from saeinterp.explain.serving import served, server\n"

@@ -54,11 +54,17 @@ def test_the_correlation_is_over_all_tokens_of_all_windows() -> None:
     assert simulation_correlation([-part for part in true], said) == pytest.approx(expected)
 
 
+def test_constant_predictions_correlate_with_nothing() -> None:
+    assert simulation_correlation([[0.0, 1.0, 0.0]], [[4.5, 4.5, 4.5 + 1e-12]]) == 0
+
+
 @pytest.mark.parametrize(
     ("true", "said"),
-    [([], []), ([[0.0, 1.0, 0.0]], [[4.5, 4.5, 4.5 + 1e-12]]), ([[2.0, 2.0, 2.0]], [[1.0, 2.0, 3.0]])],
+    [([], []), ([[0.0, 1.0]], [[4.5, 4.5]]), ([[2.0, 2.0, 2.0]], [[1.0, 2.0, 3.0]]), ([[2.0] * 3], [[1.0] * 3])],
 )
-def test_a_correlation_with_a_constant_does_not_exist(true: list[list[float]], said: list[list[float]]) -> None:
+def test_a_correlation_with_constant_activations_does_not_exist(
+    true: list[list[float]], said: list[list[float]]
+) -> None:
     assert simulation_correlation(true, said) is None
 
 
@@ -87,7 +93,7 @@ def test_a_server_that_knows_the_truth_correlates_and_permuted_explanations_do_n
     assert (joined["predicted"].list.len() == joined["tokens"].list.len()).all()
 
 
-def test_a_server_that_says_the_same_of_every_token_has_no_correlation(road: Road, store: ArtifactStore) -> None:
+def test_a_server_that_says_the_same_of_every_token_scores_zero(road: Road, store: ArtifactStore) -> None:
     def constant(number: int, body: dict[str, Any]) -> Answer | None:
         if not body.get("prompt_logprobs"):
             return None
@@ -96,15 +102,10 @@ def test_a_server_that_says_the_same_of_every_token_has_no_correlation(road: Roa
     with Oracle(trouble=constant) as oracle:
         scores = road.score(road.explain(oracle, store), oracle, store, kind="simulation")
     found = scored(scores)
-    assert found["correlation"].null_count() == found.height == 8
+    assert found["correlation"].to_list() == [0.0] * 8
     assert (found["usable"] == found["n"]).all()
-    assert read_json(scores.file("summary.json"))["macro"]["correlation"] == {
-        "value": None,
-        "n": 0,
-        "low": None,
-        "high": None,
-        "interval": "no latent has it",
-    }
+    macro = read_json(scores.file("summary.json"))["macro"]["correlation"]
+    assert (macro["value"], macro["n"]) == (0.0, 8)
 
 
 def test_windows_that_were_refused_cost_coverage_only(road: Road, store: ArtifactStore) -> None:

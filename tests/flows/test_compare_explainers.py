@@ -117,6 +117,27 @@ def test_a_third_explainer_is_ranked_and_only_its_own_work_is_done(
     assert "Two things changed at once" in text
 
 
+def test_a_simulation_is_compared_by_its_correlation(
+    cli: Cli, planted_config: Path, root: Path, prefect_url: str
+) -> None:
+    done = run(cli, planted_config, root, "--set", "scorer.kind=simulation", "--set", "comparison.metric=correlation")
+    assert done.returncode == 0, done.stderr
+    made = {name for name, state in states_of_latest_run(prefect_url).items() if state != "Cached"}
+    assert not [name for name in made if name.startswith(("train", "explain"))]
+    stored = (root / "explainer-comparison").glob("*/comparison.json")
+    folder = max(stored, key=lambda path: path.stat().st_mtime).parent
+    found = read(folder, "comparison.json")
+    assert found["metric"] == "correlation"
+    assert found["primary"]["mean_a"] > 0.999
+    assert found["primary"]["n"] == found["n_latents"] == found["n_scored"]
+    latents = pl.read_parquet(folder / "latents.parquet").filter(status_a="scored")
+    assert latents["correlation_empty"].to_list() == [0.0] * latents.height
+    assert {item["name"]: item["mean"] for item in found["controls"]}["empty"] == 0
+    text = (report_folders(root)[-1] / "report.md").read_text()
+    assert found["sentence"] in text
+    assert "per-latent correlation, averaged over latents" in found["sentence"]
+
+
 def test_the_report_lists_every_layer_and_its_files_are_there(root: Path) -> None:
     folder = report_folders(root)[-1]
     for name in ("report.html", "report.md", "results.json"):

@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 Cli = Callable[..., "CompletedProcess[str]"]
 
 
+slow = pytest.mark.slow  # every one runs a whole flow
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One artifact folder for the story told by the tests below, in order."""
@@ -66,6 +69,7 @@ def started(root: Path) -> list[str]:
     return [re.split(r"-\d{8}T", path.name)[0] for path in logs]
 
 
+@slow
 def test_a_plan_names_the_servers_and_what_is_missing(cli: Cli, served_config: Path, root: Path) -> None:
     done = cli("plan", "compare-explainers", "--config", str(served_config), "--root", str(root))
     assert done.returncode == 0, done.stderr
@@ -79,6 +83,7 @@ def test_a_plan_names_the_servers_and_what_is_missing(cli: Cli, served_config: P
     assert "missing  llm.serving.python: this Python does not run" in done.stdout
 
 
+@slow
 def test_a_server_that_does_not_come_up_ends_the_run_with_a_next_step(
     cli: Cli, served_config: Path, root: Path
 ) -> None:
@@ -90,6 +95,7 @@ def test_a_server_that_does_not_come_up_ends_the_run_with_a_next_step(
     assert started(root) == ["one", "two"]
 
 
+@slow
 def test_every_model_is_started_once_and_none_is_left_running(cli: Cli, served_config: Path, root: Path) -> None:
     done = run(cli, served_config, root)
     assert done.returncode == 0, done.stderr
@@ -100,6 +106,7 @@ def test_every_model_is_started_once_and_none_is_left_running(cli: Cli, served_c
     assert json.loads(report.read_text())
 
 
+@slow
 def test_a_finished_run_starts_none(cli: Cli, served_config: Path, root: Path) -> None:
     before = started(root)
     done = run(cli, served_config, root)
@@ -109,6 +116,7 @@ def test_a_finished_run_starts_none(cli: Cli, served_config: Path, root: Path) -
     assert "server  " not in done.stdout
 
 
+@slow
 def test_a_server_that_dies_in_the_middle_fails_its_layers_and_a_second_run_completes(
     served_config: Path, root: Path, prefect_url: str, cli: Cli, tmp_path: Path
 ) -> None:
@@ -140,6 +148,7 @@ def test_a_server_that_dies_in_the_middle_fails_its_layers_and_a_second_run_comp
     assert len({item["key"] for item in now}) == len(now)
 
 
+@slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds orphans through /proc")
 def test_a_killed_flow_leaves_no_server(served_config: Path, prefect_url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flows.cli", "run", "compare-explainers", "-c", str(served_config)]

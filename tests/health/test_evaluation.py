@@ -22,7 +22,7 @@ from saeinterp.health import (
     evaluate_layers,
     read_health,
 )
-from saeinterp.sae import TopKSae
+from saeinterp.sae import TopKSae, adopt_sae
 from saeinterp.subject import build_corpus
 
 HOOKPOINT = "layers.1"
@@ -224,6 +224,21 @@ def test_text_seen_in_training_is_refused_unless_allowed_and_then_counted(
     allowed = HealthConfig(bootstrap=200, allow_overlap=True)
     values = read_health(on_dataset(planted, corpus, shared_store, config=allowed))
     assert values["training_overlap"] == {"shared": 3, "documents": 4}
+
+
+def test_seen_text_fails_the_sae_trained_on_it_and_is_not_known_of_one_trained_elsewhere(
+    planted: Prepared, store: ArtifactStore, tmp_path: Path
+) -> None:
+    table = pl.read_parquet(planted.corpus.file("documents.parquet"))
+    seen = table.filter(pl.col("split") == "train")["text"].to_list()[:3]
+    corpus = dataset_corpus(planted, seen, tmp_path / "t.jsonl", store)
+    trained = sae_artifact(store, random_sae(64), planted.activations, hookpoint=HOOKPOINT)
+    random_sae(64, seed=1).save(tmp_path / "elsewhere")
+    adopted = adopt_sae(tmp_path / "elsewhere", hookpoint=HOOKPOINT, store=store)
+    both = [(HOOKPOINT, trained), (HOOKPOINT, adopted)]
+    found = evaluate_layers(planted.artifact, corpus, planted.activations, both, config=CONFIG, store=store)
+    assert "3 of 3 documents are training documents" in str(found.failures[trained.id])
+    assert read_health(found.health[adopted.id])["training_overlap"] == {"shared": None, "documents": 3}
 
 
 def test_a_dataset_shorter_than_one_context_is_refused_by_name(

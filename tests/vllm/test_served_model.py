@@ -95,8 +95,8 @@ def test_choices_have_the_probabilities_of_the_same_model_in_this_process(server
 
 
 def test_slots_of_a_prompt_have_the_probabilities_of_digits(server: Server, tmp_path: Path) -> None:
-    lines = "".join(f"{word} {number}\n" for number, word in enumerate(("one", "two", "three", "four"), 1))
-    (reply,) = ask(server.config, [user(f"{lines}five {SLOT}\nsix {SLOT}", max_tokens=1, slot=SLOT)], tmp_path)
+    lines = "".join(f"{word}\t{number}\n" for number, word in enumerate(("one", "two", "three", "four"), 1))
+    (reply,) = ask(server.config, [user(f"{lines}five\t{SLOT}\nsix\t{SLOT}", max_tokens=1, slot=SLOT)], tmp_path)
     assert reply.slot_logprobs is not None
     assert [len(digits) for digits in reply.slot_logprobs] == [10, 10]
     assert all(sum(map(math.exp, digits)) < 1.001 for digits in reply.slot_logprobs)
@@ -116,7 +116,8 @@ def test_a_shared_beginning_is_computed_once(server: Server, tmp_path: Path) -> 
 
 def test_a_client_that_is_interrupted_leaves_the_server_nothing_to_do(server: Server, tmp_path: Path) -> None:
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background ignores it
         "from saeinterp.artifacts import ArtifactStore\n"
         "from saeinterp.config import LLMConfig\n"
         "from saeinterp.explain.llm import Message, Request, open_llm\n"
@@ -125,9 +126,9 @@ def test_a_client_that_is_interrupted_leaves_the_server_nothing_to_do(server: Se
         "open_llm(config, store=ArtifactStore(sys.argv[2])).complete([ask(n) for n in range(16)])\n"
     )
     before = metric(server, "generation_tokens_total")
-    with subprocess.Popen(
-        [sys.executable, "-c", code, server.config.model_dump_json(), str(tmp_path)], stderr=subprocess.DEVNULL
-    ) as client:
+    command = [sys.executable, "-c", code, server.config.model_dump_json(), str(tmp_path)]
+    client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
         deadline = time.monotonic() + 120
         while metric(server, "num_requests_running") < 8:
             assert time.monotonic() < deadline
@@ -135,6 +136,9 @@ def test_a_client_that_is_interrupted_leaves_the_server_nothing_to_do(server: Se
             time.sleep(0.2)
         client.send_signal(signal.SIGINT)
         assert client.wait(timeout=60) != 0
+    finally:
+        client.kill()
+        client.wait()
     deadline = time.monotonic() + 30
     while metric(server, "num_requests_running") + metric(server, "num_requests_waiting"):
         assert time.monotonic() < deadline

