@@ -4,9 +4,10 @@ TORCH_INDEX ?=
 RUN := .venv/bin/python
 TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS)
+INTERRUPTIONS := tests/flows/test_interruptions.py
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS)
 
-.PHONY: help install demo test test-slow test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
+.PHONY: help install demo test test-slow test-interruptions test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -23,6 +24,9 @@ test: .venv/.installed ## the test suite
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
 	$(RUN) -m pytest -m slow tests/flows tests/test_packaging.py tests/test_notebook.py $(OTHER_FLOWS:%=--ignore %)
+
+test-interruptions: .venv/.installed ## explaining and scoring with the run, the server or the network gone in the middle
+	$(RUN) -m pytest -m slow $(INTERRUPTIONS)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
