@@ -5,9 +5,10 @@ RUN := .venv/bin/python
 TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
+OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS)
 
-.PHONY: help install demo test test-slow test-interruptions test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -20,7 +21,10 @@ demo: .venv/.installed ## train, explain, score and compare on a real model; end
 	$(RUN) -m flows.cli demo
 
 test: .venv/.installed ## the test suite
-	$(RUN) -m pytest -m "not slow" --ignore tests/benchmarks
+	$(RUN) -m pytest -m "not slow" $(OWN_TARGET:%=--ignore %)
+
+test-flows: .venv/.installed ## the command line and the flows on a real Prefect server
+	$(RUN) -m pytest -m "not slow" tests/flows
 
 test-slow: .venv/.installed ## kill-and-resume and packaging tests
 	$(RUN) -m pytest -m slow tests/flows tests/test_packaging.py tests/test_notebook.py $(OTHER_FLOWS:%=--ignore %)
