@@ -263,6 +263,7 @@ def test_a_build_for_cpus_gets_what_it_needs(tmp_path: Path) -> None:
     assert "--gpu-memory-utilization" not in line
     env = environment(asked, vllm, inherited={"VLLM_CPU_OMP_THREADS_BIND": "7", "OPENAI_API_KEY": "sk-1"})
     assert env["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert env["TORCHDYNAMO_DISABLE"] == "1"
     assert env["VLLM_CPU_OMP_THREADS_BIND"] == "7"  # the user's own
     assert env["VLLM_API_KEY"] == "sk-1"
 

@@ -166,6 +166,9 @@ def environment(config: LLMConfig, vllm: VLLM, *, inherited: Mapping[str, str]) 
     values = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if vllm.cpu:
         values["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.cpu_cache_gib)
+        # What is left to compile (ranks of log-probabilities) needs a C++ compiler and a path without spaces, and the
+        # server dies at the first request where it has not both.
+        values["TORCHDYNAMO_DISABLE"] = "1"
         if config.serving.tensor_parallel == 1 and hasattr(os, "sched_getaffinity"):
             values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     values |= inherited
