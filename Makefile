@@ -5,10 +5,11 @@ RUN := .venv/bin/python
 TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
+SERVING := tests/flows/test_serving.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -31,6 +32,9 @@ test-slow: .venv/.installed ## kill-and-resume and packaging tests
 
 test-interruptions: .venv/.installed ## explaining and scoring with the run, the server or the network gone in the middle
 	$(RUN) -m pytest -m slow $(INTERRUPTIONS)
+
+test-serving: .venv/.installed ## servers that a run starts and stops, killed at any point
+	$(RUN) -m pytest -m slow $(SERVING)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
