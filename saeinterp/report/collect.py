@@ -260,11 +260,12 @@ def settings_of(values: Mapping[str, Any], prefix: str = "") -> tuple[Setting, .
 
 
 def _whole(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of what was asked: how much of it a response cache held differs between equal runs."""
+    """Counts of what was asked: how much of it a response cache held, and was not paid for, differs between equal runs."""
     parts = ("requests_sent", "requests_cached")
     if not all(name in counts for name in parts):
         return dict(counts)
-    rest = {key: value for key, value in counts.items() if key not in parts}
+    paid = ("prompt_tokens", "reply_tokens", "cost")
+    rest = {key: value for key, value in counts.items() if key not in (*parts, *paid)}
     return {"requests": sum(counts[name] for name in parts), **rest}
 
 
