@@ -260,7 +260,7 @@ def settings_of(values: Mapping[str, Any], prefix: str = "") -> tuple[Setting, .
 
 
 def _whole(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts of what was asked: how much of it a response cache held, and was not paid for, differs between equal runs."""
+    """Counts of what was asked: how much of it a response cache held, and cost nothing, differs between equal runs."""
     parts = ("requests_sent", "requests_cached")
     if not all(name in counts for name in parts):
         return dict(counts)
