@@ -50,7 +50,7 @@ def best_of(saes: Sequence[SaeGrade], config: GradingConfig) -> Best | None:
     group = [item for item in graded if item.passed == most]
     titles = tuple(item.title for item in group)
     if len(group) == 1:
-        return Best(titles=titles, passed=most, applicable=group[0].applicable, reason="most metrics pass")
+        return Best(titles=titles, passed=most, applicable=group[0].applicable, reason="no other passes as many")
     if len({_measured(item) for item in group}) > 1:
         applicable = {item.applicable for item in group}
         return Best(
