@@ -6,10 +6,11 @@ TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
+TOKENS := tests/flows/test_correlate_tokens.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -38,6 +39,9 @@ test-serving: .venv/.installed ## servers that a run starts and stops, killed at
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
+
+test-tokens: .venv/.installed ## latents associated with tokens: nulls, planted truth, whole flows
+	$(RUN) -m pytest -m slow tests/enrichment $(TOKENS)
 
 test-models: .venv/.installed ## models compared end to end: tokenizers, controls, a fine-tuned pair
 	$(RUN) -m pytest -m slow $(MODEL_FLOWS)

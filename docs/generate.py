@@ -21,6 +21,8 @@ FLOWS = {
     "compare-explainers": configs.CompareExplainersConfig,
     "compare-models": configs.CompareModelsConfig,
     "probe-latents": configs.ProbeLatentsConfig,
+    "correlate-tokens": configs.CorrelateTokensConfig,
+    "compare-interpretability": configs.CompareInterpretabilityConfig,
 }
 INTRODUCTION = """# Configuration
 
@@ -71,7 +73,7 @@ def configuration() -> str:
                 lines.append(f"| `{field}` | {text} Default: `{default}`. |")
         lines.append("")
     for inner in (
-        *("CorpusSource", "SplitFractions", "SplitTokens", "HealthDataset", "Thresholds"),
+        *("CorpusSource", "SplitFractions", "SplitTokens", "HealthDataset", "Thresholds", "ThoughtsConfig"),
         *("LLMConfig", "ServingConfig", "BudgetConfig"),
     ):
         sections[inner] = getattr(configs, inner)

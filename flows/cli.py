@@ -30,6 +30,11 @@ FLOWS: dict[str, tuple[str, type[BaseModel]]] = {
     "compare-explainers": ("flows.compare_explainers:compare_explainers", configs.CompareExplainersConfig),
     "compare-models": ("flows.compare_models:compare_models", configs.CompareModelsConfig),
     "probe-latents": ("flows.probe:probe_latents", configs.ProbeLatentsConfig),
+    "correlate-tokens": ("flows.correlate_tokens:correlate_tokens", configs.CorrelateTokensConfig),
+    "compare-interpretability": (
+        "flows.compare_interpretability:compare_interpretability",
+        configs.CompareInterpretabilityConfig,
+    ),
 }
 
 app = typer.Typer(

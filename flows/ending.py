@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
@@ -13,6 +15,8 @@ from saeinterp.report import Failure
 from tasks import steps
 from tasks.publish import publish_report
 from tasks.step import finished
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Outcome(BaseModel):
@@ -35,9 +39,11 @@ def conclude(
     explainer_comparison: Ref | None = None,
     explainer_pairs: Ref | None = None,
     model_comparison: Ref | None = None,
-    health: Mapping[str, Sequence[Ref]],
+    interpretability: Ref | None = None,
+    enrichment: Mapping[str, Ref] = NONE,
+    health: Mapping[str, Sequence[Ref]] = NONE,
     saes: Mapping[str, Sequence[Ref]],
-    grades: Mapping[str, Ref],
+    grades: Mapping[str, Ref] = NONE,
     failures: Sequence[Failure],
     shortfalls: Sequence[str] = (),
 ) -> State[Outcome]:
@@ -53,6 +59,8 @@ def conclude(
             explainer_comparison=explainer_comparison,
             explainer_pairs=explainer_pairs,
             model_comparison=model_comparison,
+            interpretability=interpretability,
+            enrichment=enrichment,
             health=health,
             saes=saes,
             grades=grades,

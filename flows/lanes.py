@@ -179,9 +179,7 @@ def train(
     for variant, training in trainings.items():
         settings = {"activations": cache, "config": training, "launch": pipeline.launch, **text}
         there = adopted[variant]
-        trained = _train(
-            pipeline, [name for name in hookpoints if name not in there], settings, variant=variant, side=side
-        )
+        trained = train_each([name for name in hookpoints if name not in there], settings, variant=variant, side=side)
         for hookpoint in hookpoints:
             member = Member(hookpoint, variant)
             if hookpoint in there:
@@ -198,11 +196,12 @@ def _width(subject: Ref, config: SubjectConfig) -> int | None:
     return int(subject_info(there)["d_model"]) if there else subject_width(config)
 
 
-def _train(
-    pipeline: Pipeline, hookpoints: Sequence[str], settings: Mapping[str, Any], *, variant: str, side: str
+def train_each(
+    hookpoints: Sequence[str], settings: Mapping[str, Any], *, variant: str, side: str
 ) -> dict[Member, Pending]:
     """One SAE per hookpoint; those that share a process are trained ahead of their own tasks, which then find them."""
-    together = pipeline.launch.together or (max(1, len(hookpoints)) if settings["subject"] is not None else 1)
+    launch: LaunchConfig = settings["launch"]
+    together = launch.together or (max(1, len(hookpoints)) if settings["subject"] is not None else 1)
     saes: dict[Member, Pending] = {}
     for start in range(0, len(hookpoints), together):
         some = [Member(name, variant) for name in hookpoints[start : start + together]]

@@ -16,11 +16,14 @@ from flows.serving import server_key
 from saeinterp.artifacts import ArtifactStore, Recipe
 from saeinterp.config import (
     CaptureConfig,
+    CompareInterpretabilityConfig,
     CorpusConfig,
     CorpusSource,
+    CorrelateTokensConfig,
     ExamplesConfig,
     ExplainerConfig,
     LLMConfig,
+    ProblemsConfig,
     ScorerConfig,
     ServingConfig,
     SubjectConfig,
@@ -30,7 +33,7 @@ from saeinterp.config import (
 from saeinterp.errors import DamagedArtifactError, SaeinterpError
 from saeinterp.explain.serving import find_vllm
 from saeinterp.sae import adopted_from
-from saeinterp.subject import activation_bytes, estimate_tokens, prepare_subject_recipe, subject_width
+from saeinterp.subject import activation_bytes, estimate_tokens, prepare_subject_recipe, site_names, subject_width
 from tasks.step import Plan, planning
 
 
@@ -156,6 +159,10 @@ def _absent_texts(config: BaseModel) -> Iterator[str]:
     from saeinterp.subject.sources import source_recipe
 
     sources: list[CorpusSource] = list(getattr(getattr(config, "corpus", None), "sources", ()))
+    if isinstance(config, CompareInterpretabilityConfig):
+        sources += dict.fromkeys(config.side(side).corpus.source for side in ("a", "b"))
+    if isinstance(config, CorrelateTokensConfig):
+        sources.append(config.corpus.source)
     sources += [dataset.source for dataset in getattr(getattr(config, "health", None), "datasets", ())]
     for source in sources:
         try:
@@ -189,6 +196,8 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
         width = subject_width(subject) if isinstance(subject, SubjectConfig) else None
         size = None if tokens is None or width is None else activation_bytes(tokens, width, capture.hookpoints)
         return Cost(size=size, tokens=tokens)
+    if recipe.kind == "activations" and "positions" in inputs:
+        return Cost(size=_position_bytes(inputs, made))
     if recipe.kind == "health" and isinstance(corpus, CorpusConfig):
         return Cost(tokens=estimate_tokens(corpus, splits=("health",)))
     if recipe.kind == "letter-probes":
@@ -209,6 +218,16 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
         )
         return Cost(requests=count * math.ceil(per_latent / together))
     return Cost()
+
+
+def _position_bytes(inputs: dict[str, Any], made: dict[str, Any]) -> int | None:
+    """At most so much: problems that are too long, or too short for a position, take none."""
+    problems, subject = (made.get(getattr(inputs[name], "folder", "")) for name in ("problems", "subject"))
+    width = subject_width(subject) if isinstance(subject, SubjectConfig) else None
+    if not isinstance(problems, ProblemsConfig) or problems.training is None or width is None:
+        return None
+    sites = site_names(inputs["capture"].hookpoints, inputs["positions"].select)
+    return activation_bytes(problems.samples + problems.training, width, sites)
 
 
 def _latents(examples: ExamplesConfig, training: TrainingConfig, hookpoints: Sequence[str]) -> int | None:

@@ -1,6 +1,7 @@
 """Names of SAEs and latents: `L9_P1_F355` is latent 355 of the SAE at layer 9, position 1.
 
-The position part is absent for SAEs trained on every position (`L9_F355`).
+The position part is absent for SAEs trained on every position (`L9_F355`). A *site* is where an SAE reads: a hookpoint
+(`layers.9`), or one position slot of it (`layers.9@1`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from saeinterp.errors import ConfigError
 
 _LATENT = re.compile(r"L(\d+)(?:_P(\d+))?_F(\d+)")
 _HOOKPOINT = re.compile(r"(?:.*\.)?layers\.(\d+)|(?:.*\.)?h\.(\d+)")
+_SITE = re.compile(r"([^@]+)(?:@(\d+))?")
 
 
 class LatentId(NamedTuple):
@@ -47,9 +49,30 @@ class SaeId(NamedTuple):
         return LatentId(self.layer, self.position, index)
 
 
+class Site(NamedTuple):
+    """Where an SAE reads: a module output, and the position slot there (None = every position)."""
+
+    hookpoint: str
+    slot: int | None
+
+
+def site_name(hookpoint: str, slot: int | None) -> str:
+    """The name of a site: `layers.9@1`, or the hookpoint itself for every position."""
+    return hookpoint if slot is None else f"{hookpoint}@{slot}"
+
+
+def parse_site(site: str) -> Site:
+    """Read what `site_name` wrote; raises `ConfigError` on anything else."""
+    match = _SITE.fullmatch(site)
+    if match is None:
+        raise ConfigError("not a site", got=site, expected="a hookpoint, or a slot of it such as 'layers.9@1'")
+    hookpoint, slot = match.groups()
+    return Site(hookpoint, None if slot is None else int(slot))
+
+
 def layer_of(hookpoint: str) -> int:
-    """The block index in a hookpoint name (`layers.9` -> 9); raises `ConfigError` when it has none."""
-    match = _HOOKPOINT.fullmatch(hookpoint)
+    """The block index in the name of a hookpoint or site (`layers.9` -> 9); raises `ConfigError` when it has none."""
+    match = _HOOKPOINT.fullmatch(parse_site(hookpoint).hookpoint)
     if match is None:
         raise ConfigError("names no block", field="hookpoint", got=hookpoint, expected="a name such as 'layers.9'")
     return int(match.group(1) or match.group(2))

@@ -7,10 +7,19 @@ result is computed are declared with `place()`: `recipe_of` leaves them out of r
 from saeinterp.config.absorption import AbsorptionConfig
 from saeinterp.config.base import SPLITS, Config, Split, place, recipe_of
 from saeinterp.config.comparison import ComparisonConfig
+from saeinterp.config.enrichment import (
+    AssociationPreset,
+    ConceptsConfig,
+    EnrichmentConfig,
+    PositionsConfig,
+    ProblemsConfig,
+    ThoughtsConfig,
+)
 from saeinterp.config.explaining import ExamplesConfig, ExplainerConfig, ScorerConfig
 from saeinterp.config.flows import CompareExplainersConfig, CompareModelsConfig, ExplainFeaturesConfig, TrainSaesConfig
 from saeinterp.config.grades import PROFILES, WORST_CASE, GradingConfig, Thresholds
 from saeinterp.config.health import HealthConfig, HealthDataset
+from saeinterp.config.interpretability import CompareInterpretabilityConfig, CorrelateTokensConfig
 from saeinterp.config.llm import BudgetConfig, LLMConfig, ServingConfig
 from saeinterp.config.probing import ProbeLatentsConfig, SparseProbingConfig
 from saeinterp.config.reading import dump_config, load_config, parse_config
@@ -32,15 +41,20 @@ __all__ = [
     "SPLITS",
     "WORST_CASE",
     "AbsorptionConfig",
+    "AssociationPreset",
     "BudgetConfig",
     "CaptureConfig",
     "CompareExplainersConfig",
+    "CompareInterpretabilityConfig",
     "CompareModelsConfig",
     "ComparisonConfig",
+    "ConceptsConfig",
     "Config",
     "CorpusConfig",
     "CorpusSource",
+    "CorrelateTokensConfig",
     "DeviceMap",
+    "EnrichmentConfig",
     "ExamplesConfig",
     "ExplainFeaturesConfig",
     "ExplainerConfig",
@@ -51,7 +65,9 @@ __all__ = [
     "LaunchConfig",
     "MaxMemory",
     "Placement",
+    "PositionsConfig",
     "ProbeLatentsConfig",
+    "ProblemsConfig",
     "ScorerConfig",
     "ServingConfig",
     "SparseProbingConfig",
@@ -59,6 +75,7 @@ __all__ = [
     "SplitFractions",
     "SplitTokens",
     "SubjectConfig",
+    "ThoughtsConfig",
     "Thresholds",
     "TrainSaesConfig",
     "TrainingConfig",

@@ -1,14 +1,15 @@
 """2×2 tables of every latent with every token: how many samples have both.
 
 Samples are split in two halves once, and both are counted in the same pass: a half replicates what the other found.
-Dense matrices are multiplied in float32 (exact: counts are below 2²⁴), sparse ones as they are, block by block of
-latents, so that memory does not grow with their number.
+The surprising choice: tokens are always a sparse operand, even of a dense product, since a sample holds few of them:
+adding up rows of 16-bit integers takes less time than a matrix product of floats. Latents go block by block, so that
+memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ Matrix = Any
 """A boolean array, or any scipy sparse matrix or array, of shape `[samples, columns]`."""
 
 BLOCK_PAIRS = 4_000_000
+DENSE_FROM = 1 / 16
+"""A sparse matrix with a larger share of its entries set is counted as a dense one."""
 _MOST_SAMPLES = 2**24
 
 
@@ -33,7 +36,7 @@ class Pairs(NamedTuple):
     both: Counts
     """Samples with both."""
     both_first: Counts
-    """Of those, in the first half."""
+    """Of those, in the first half (0 where halves were not counted)."""
 
     def where(self, which: npt.NDArray[np.bool_] | Counts) -> Pairs:
         """Some of them, by a mask or by their numbers."""
@@ -46,38 +49,63 @@ class Pairs(NamedTuple):
         return cls(*(np.concatenate([nothing, *(part[index] for part in parts)]) for index in range(4)))
 
 
+class Margins(NamedTuple):
+    """How often latents are active and tokens held, as the few values that occur.
+
+    Attributes:
+        rows: `[R]`: the distinct numbers of samples in which a latent is active.
+        columns: `[C]`: the distinct numbers of samples that hold a token.
+        row: `[latents]`: each latent's index into `rows`.
+        column: `[tokens]`: each token's into `columns`.
+        samples: All of them.
+    """
+
+    rows: Counts
+    columns: Counts
+    row: Counts
+    column: Counts
+    samples: int
+
+    @classmethod
+    def of(cls, firing: Counts, holding: Counts, samples: int) -> Margins:
+        """From the margins of every latent and token."""
+        rows, row = np.unique(firing, return_inverse=True)
+        columns, column = np.unique(holding, return_inverse=True)
+        return cls(rows, columns, row, column, samples)
+
+    def keys(self, latent: Counts, token: Counts, both: Counts) -> Counts:
+        """One number per pair, the same for equal tables."""
+        return (self.row[latent] * len(self.columns) + self.column[token]) * (self.samples + 1) + both
+
+    def tables(self, keys: Counts) -> tuple[Counts, Counts, Counts]:
+        """Of keys: samples with both, and the margins of latent and token."""
+        rest, both = np.divmod(keys, self.samples + 1)
+        row, column = np.divmod(rest, max(len(self.columns), 1))
+        return both, self.rows[row], self.columns[column]
+
+
 class Limits(NamedTuple):
     """Which pairs are wanted of a set of samples: those with many, or with few, samples in common.
 
     Attributes:
         above: `[R, C]`: at least so many, per distinct margin of latents and of tokens.
         below: `[R, C]`: or at most so many (-1: never); None where few are not wanted.
-        row: `[latents]`: each latent's row of the tables.
-        column: `[tokens]`: each token's column.
+        margins: Whose they are.
     """
 
     above: Counts
     below: Counts | None
-    row: Counts
-    column: Counts
+    margins: Margins
 
     @classmethod
-    def of(
-        cls,
-        firing: Counts,
-        holding: Counts,
-        samples: int,
-        critical: Callable[[Counts, Counts, int], tuple[Counts, Counts | None]],
-    ) -> Limits:
+    def of(cls, margins: Margins, critical: Callable[[Counts, Counts, int], tuple[Counts, Counts | None]]) -> Limits:
         """From margins, and a function of distinct margins."""
-        rows, row = np.unique(firing, return_inverse=True)
-        columns, column = np.unique(holding, return_inverse=True)
-        above, below = critical(rows, columns, samples)
-        return cls(np.maximum(above, 1), below, row, column)
+        above, below = critical(margins.rows, margins.columns, margins.samples)
+        return cls(np.maximum(above, 1), below, margins)
 
     def reached(self, pairs: Pairs, counts: Counts) -> npt.NDArray[np.bool_]:
         """Which pairs have many samples in common; `counts` are theirs in these samples."""
-        return np.asarray(counts >= self.above[self.row[pairs.latent], self.column[pairs.token]])
+        return np.asarray(counts >= self.above[self.margins.row[pairs.latent], self.margins.column[pairs.token]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +113,8 @@ class Incidence:
     """Which samples activate which latents, and which hold which tokens.
 
     Attributes:
-        active: `[samples, latents]`.
-        present: `[samples, tokens]`.
+        active: `[samples, latents]`: a boolean array, or a csr array where few entries are set.
+        present: `[samples, tokens]`, likewise.
         first: `[samples]` bool: the first half.
         firing: `[3, latents]`: samples in which a latent is active: of all, of the first half, of the second.
         holding: `[3, tokens]`: samples that hold a token, likewise.
@@ -123,22 +151,42 @@ class Incidence:
         firing, holding = (_totals(matrix, first) for matrix in (active, present))
         return cls(active, present, first, firing, holding, (samples, int(first.sum()), int((~first).sum())))
 
-    def blocks(self, limits: Sequence[Limits]) -> Iterator[Pairs]:
+    def permuted(self, order: Counts) -> Incidence:
+        """The tokens of sample `order[i]` with the latents of sample i; the halves are those of the latents."""
+        present = self.present[order]
+        return replace(self, present=present, holding=_totals(present, self.first))
+
+    def of_samples(self, rows: Counts, *, seed: int) -> Incidence:
+        """Some of the samples, with halves of their own."""
+        return Incidence.of(self.active[rows], self.present[rows], seed=seed)
+
+    def margins(self, part: int = 0) -> Margins:
+        """Of all samples (0), of the first half (1) or of the second (2)."""
+        return Margins.of(self.firing[part], self.holding[part], self.samples[part])
+
+    def blocks(self, limits: Sequence[tuple[int, Limits]], *, halves: bool = True) -> Iterator[Pairs]:
         """The pairs that reach a limit, a block of latents at a time.
 
         Args:
-            limits: For all samples, and where wanted for the first and the second half.
+            limits: Each with the samples it is of: all (0), the first half (1) or the second (2).
+            halves: Count the halves too; only all samples have limits otherwise.
         """
         latents, tokens = self.active.shape[1], self.present.shape[1]
-        size = max(1, BLOCK_PAIRS // max(tokens, 1))
-        halves = [np.flatnonzero(self.first), np.flatnonzero(~self.first)]
-        as_sparse = sparse.issparse(self.active)
-        present = [_operand(self.present, rows, as_sparse=as_sparse) for rows in halves]
-        by_column = self.active.tocsc() if as_sparse else self.active
+        size = max(1, BLOCK_PAIRS // max(tokens, 1, 0 if sparse.issparse(self.active) else self.samples[0]))
+        if sparse.issparse(self.active):
+            # Both counts in one product: that of the first half in the upper bits.
+            weight = (1 + (self.first.astype(np.int64) << 32)) if halves else np.ones(self.samples[0], np.int64)
+            present = _by_sample(self.present, weight)
+            by_latent = self.active.tocsc().astype(np.int64).T
+            for start in range(0, latents, size):
+                yield _wanted_sparse(sparse.csr_array(by_latent[start : start + size] @ present), start, limits)
+            return
+        kind = _integers(self.samples[0])
+        weights = [np.ones(self.samples[0], kind), self.first.astype(kind)][: 2 if halves else 1]
+        by_token = [_by_sample(self.present, weight).T.tocsr() for weight in weights]
         for start in range(0, latents, size):
-            columns = by_column[:, start : start + size]
-            found = [_product(columns, rows, other) for rows, other in zip(halves, present, strict=True)]
-            yield (_wanted_sparse if as_sparse else _wanted)(found, start, limits)
+            columns = self.active[:, start : start + size].astype(kind)
+            yield _wanted([operand @ columns for operand in by_token], start, limits)
 
 
 def _checked(matrix: Matrix, name: str) -> Matrix:
@@ -147,7 +195,7 @@ def _checked(matrix: Matrix, name: str) -> Matrix:
             raise DataError("is no matrix", field=name, got=f"{matrix.ndim} dimensions", expected="[samples, columns]")
         clean = sparse.csr_array(matrix != 0)
         clean.eliminate_zeros()
-        return clean
+        return clean.toarray() if clean.nnz > DENSE_FROM * np.prod(clean.shape) else clean
     array = np.asarray(matrix)
     if array.ndim != 2:
         raise DataError("is no matrix", field=name, got=f"shape {array.shape}", expected="[samples, columns]")
@@ -160,61 +208,76 @@ def _checked(matrix: Matrix, name: str) -> Matrix:
     return array != 0
 
 
+def _integers(samples: int) -> type[np.signedinteger[Any]]:
+    return np.int16 if samples < 2**15 - 1 else np.int32
+
+
 def _totals(matrix: Matrix, first: npt.NDArray[np.bool_]) -> Counts:
-    of_all, of_first = (np.asarray(part.sum(axis=0), np.int64).ravel() for part in (matrix, matrix[first]))
+    kind = _integers(len(first))
+    samples = sparse.csr_array(np.stack([np.ones(len(first), kind), first.astype(kind)]))
+    if sparse.issparse(matrix):
+        counted = (samples.astype(np.int64) @ matrix.astype(np.int64)).toarray()
+    else:
+        size = max(1, BLOCK_PAIRS // len(first))
+        starts = range(0, matrix.shape[1], size)
+        parts = [samples @ matrix[:, start : start + size].astype(kind) for start in starts]
+        counted = np.concatenate([np.zeros((2, 0), np.int64), *parts], axis=1)
+    of_all, of_first = counted.astype(np.int64)
     return np.stack([of_all, of_first, of_all - of_first])
 
 
-def _operand(matrix: Matrix, rows: Counts, *, as_sparse: bool) -> Matrix:
-    part = matrix[rows]
-    if as_sparse:
-        return sparse.csr_array(part, dtype=np.int32)
-    return np.asarray(part.toarray() if sparse.issparse(part) else part, np.float32)
+def _by_sample(present: Matrix, weight: npt.NDArray[np.signedinteger[Any]]) -> Matrix:
+    """`[samples, tokens]`: sparse, each sample's tokens with its weight."""
+    held = sparse.csr_array(present).astype(weight.dtype)
+    held.data = np.repeat(weight, np.diff(held.indptr))
+    held.eliminate_zeros()
+    return held
 
 
-def _product(columns: Matrix, rows: Counts, present: Matrix) -> Matrix:
-    """`[latents, tokens]`: samples of one half with both."""
-    if sparse.issparse(columns):
-        return sparse.csr_array(columns.tocsr()[rows].T.astype(np.int32) @ present)
-    return columns[rows].T.astype(np.float32) @ present
+def _parts(both: Any, first: Any | None) -> list[Any]:
+    return [both] if first is None else [both, first, both - first]
 
 
-def _wanted(halves: list[npt.NDArray[np.float32]], start: int, limits: Sequence[Limits]) -> Pairs:
-    first, second = halves
-    both = first + second
-    here = slice(start, start + len(both))
+def _wanted(
+    products: list[npt.NDArray[np.signedinteger[Any]]], start: int, limits: Sequence[tuple[int, Limits]]
+) -> Pairs:
+    """From `[tokens, latents]`: samples with both, of all and of the first half."""
+    both, first = products[0], products[1] if len(products) > 1 else None
+    here = slice(start, start + both.shape[1])
+    parts = _parts(both, first)
     mask = np.zeros(both.shape, np.bool_)
-    for counts, limit in zip((both, first, second), limits, strict=False):
-        mask |= counts >= limit.above.astype(np.float32)[limit.row[here]][:, limit.column]
+    for part, limit in limits:
+        row, column = limit.margins.row[here], limit.margins.column
+        mask |= parts[part] >= np.take(limit.above.T.astype(both.dtype)[column], row, axis=1)
         if limit.below is not None:
-            mask |= counts <= limit.below.astype(np.float32)[limit.row[here]][:, limit.column]
-    latent, token = np.nonzero(mask)
-    return Pairs(latent + start, token, *(item[latent, token].astype(np.int64) for item in (both, first)))
+            mask |= parts[part] <= np.take(limit.below.T.astype(both.dtype)[column], row, axis=1)
+    latent, token = np.nonzero(np.ascontiguousarray(mask.T))
+    of_first = np.zeros(len(latent), np.int64) if first is None else first[token, latent].astype(np.int64)
+    return Pairs(latent + start, token, both[token, latent].astype(np.int64), of_first)
 
 
-def _wanted_sparse(halves: list[Matrix], start: int, limits: Sequence[Limits]) -> Pairs:
-    first, second = (half.tocoo() for half in halves)
-    width = first.shape[1]
-    keys = np.concatenate([half.row.astype(np.int64) * width + half.col for half in (first, second)])
-    counts = np.concatenate([first.data, second.data]).astype(np.int64)
-    of_first = np.concatenate([first.data, np.zeros_like(second.data)]).astype(np.int64)
-    order = np.argsort(keys, kind="stable")
-    places, begin = np.unique(keys[order], return_index=True)
-    both, both_first = (np.add.reduceat(x[order], begin) if len(begin) else x for x in (counts, of_first))
-    latent, token = np.divmod(places, width)
-    mask = np.zeros(len(places), np.bool_)
-    silent = np.zeros((first.shape[0], width), np.bool_)
-    for values, limit in zip((both, both_first, both - both_first), limits, strict=False):
-        row = limit.row[latent + start]
-        mask |= values >= limit.above[row, limit.column[token]]
+def _wanted_sparse(product: Matrix, start: int, limits: Sequence[tuple[int, Limits]]) -> Pairs:
+    """From `[latents, tokens]`: samples with both, those of the first half in the upper bits."""
+    product.sort_indices()
+    latent = np.repeat(np.arange(product.shape[0]), np.diff(product.indptr))
+    token, both, first = product.indices.astype(np.int64), product.data & 0xFFFFFFFF, product.data >> 32
+    mask = np.zeros(len(latent), np.bool_)
+    silent: npt.NDArray[np.bool_] | None = None
+    parts = _parts(both, first)
+    for part, limit in limits:
+        rows, column = limit.margins.row[start : start + product.shape[0]], limit.margins.column
+        row = rows[latent]
+        mask |= parts[part] >= limit.above[row, column[token]]
         if limit.below is not None:
-            mask |= values <= limit.below[row, limit.column[token]]
-            silent |= limit.below[limit.row[start : start + len(silent)]][:, limit.column] >= 0
-    found = Pairs(latent + start, token, both, both_first).where(mask)
-    if not silent.any():
+            mask |= parts[part] <= limit.below[row, column[token]]
+            if (limit.below[np.unique(rows)] >= 0).any():
+                few = (limit.below >= 0)[rows][:, column]
+                silent = few if silent is None else silent | few
+    found = Pairs(latent + start, token, both, first).where(mask)
+    if silent is None:
         return found
     # Pairs with no sample in common are nowhere in a sparse product.
-    silent.ravel()[places] = False
+    silent[latent, token] = False
     latent, token = np.nonzero(silent)
     none = np.zeros(len(latent), np.int64)
     merged = Pairs.concatenate([found, Pairs(latent + start, token, none, none)])

@@ -91,11 +91,18 @@ def layer_health(side: str, artifact: Artifact, *, title: str, absorption: Numbe
         dead=over_tokens("dead_fraction", "share"),
         always_on=over_tokens("always_on", "count"),
         absorption=absorption or measured(data.get("absorption"), source=source),
-        failed_checks=tuple(
-            f"{check['name']}: {check['detail']}" for check in data.get("checks", ()) if not check["passed"]
+        failed_checks=(
+            *(f"{check['name']}: {check['detail']}" for check in data.get("checks", ()) if not check["passed"]),
+            *_trained_on(data.get("training_overlap") or {}),
         ),
         source=source,
     )
+
+
+def _trained_on(overlap: Mapping[str, Any]) -> list[str]:
+    """What to say where a text that was trained on is evaluated all the same."""
+    shared, documents = overlap.get("shared"), overlap.get("documents")
+    return [f"training overlap: {shared} of {documents} documents were trained on"] if shared else []
 
 
 def layer_training(side: str, artifact: Artifact, *, title: str) -> LayerTraining:

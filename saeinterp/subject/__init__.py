@@ -7,7 +7,10 @@ from saeinterp.subject.corpora import build_corpus, build_corpus_recipe, estimat
 from saeinterp.subject.devices import fast_bfloat16, resolve_device, resolve_dtype
 from saeinterp.subject.hookpoints import blocks, capture, module_path, resolve, splice
 from saeinterp.subject.models import Subject, load_subject, load_tokenizer, subject_info, subject_width
+from saeinterp.subject.position_capture import collect_positions, collect_positions_recipe
+from saeinterp.subject.positions import site_names
 from saeinterp.subject.preparing import prepare_subject, prepare_subject_recipe
+from saeinterp.subject.problems import Problems, build_problems, build_problems_recipe, read_problems
 from saeinterp.subject.shards import activation_bytes
 from saeinterp.subject.streaming import streams
 from saeinterp.subject.tokenizers import same_tokenizer
@@ -17,15 +20,20 @@ __all__ = [
     "Context",
     "ContextBatch",
     "Contexts",
+    "Problems",
     "Subject",
     "activation_bytes",
     "batches",
     "blocks",
     "build_corpus",
     "build_corpus_recipe",
+    "build_problems",
+    "build_problems_recipe",
     "capture",
     "collect_activations",
     "collect_activations_recipe",
+    "collect_positions",
+    "collect_positions_recipe",
     "documents",
     "estimate_tokens",
     "fast_bfloat16",
@@ -35,10 +43,12 @@ __all__ = [
     "prepare_subject",
     "prepare_subject_recipe",
     "read_contexts",
+    "read_problems",
     "resolve",
     "resolve_device",
     "resolve_dtype",
     "same_tokenizer",
+    "site_names",
     "splice",
     "streams",
     "subject_info",

@@ -115,7 +115,7 @@ def collect_activations(
             layout = _capture_here(subject, contexts, missing, config=config, device=device, work=space.work, done=done)
         facts, means = {}, {}
         for name in config.hookpoints:
-            facts[name], means[name] = _summarise(
+            facts[name], means[name] = summarise_rows(
                 space.work / name,
                 hookpoint=name,
                 d_in=layout.widths[name],
@@ -158,7 +158,7 @@ def _capture_here(
     return layout
 
 
-def _summarise(
+def summarise_rows(
     folder: Path,
     *,
     hookpoint: str,
@@ -168,7 +168,18 @@ def _summarise(
     norm_multiple: float,
     train_rows: int,
 ) -> tuple[dict[str, Any], Tensor]:
-    """Norms, their median and limit, and the mean vector, from the finished shards."""
+    """Norms, their median and limit, and the mean vector, from the finished shards of one hookpoint.
+
+    Args:
+        folder: With the shards; `norms.safetensors` is written there.
+        train_rows: The mean is over the usable ones among the first so many rows, or over all where none is.
+
+    Returns:
+        What `cache.json` says of the hookpoint, and the mean `[d_in]`, float32.
+
+    Raises:
+        DataError: No row is usable.
+    """
     shards = open_shards(folder, d_in=d_in, dtype=dtype)
     cache = ActivationCache(
         folder=folder.parent,

@@ -1,8 +1,8 @@
 """The dense activation cache: Parquet shards that are read as memory, not parsed.
 
-One folder per hookpoint holds `NNNNN.parquet` with `doc_id, position, token_id int32, activation
-FixedSizeBinary(2·d)` (raw bfloat16 or float16 bits), uncompressed, without dictionary or statistics, in row
-groups of 16,384 rows. The surprising choice: Arrow's reader copies every page, so `read` maps the file and
+One folder per hookpoint (or site: a position slot of one) holds `NNNNN.parquet` with `doc_id, position, token_id int32,
+activation FixedSizeBinary(2·d)` (raw bfloat16 or float16 bits), uncompressed, without dictionary or statistics, in row
+groups of at most 16,384 rows. The surprising choice: Arrow's reader copies every page, so `read` maps the file and
 looks straight at the page; each column of a row group is written as one plain page, whose values start at
 `offset + size - rows·width`. Any Parquet reader still reads these files.
 """
@@ -172,7 +172,8 @@ class ActivationCache:
             median_norm=facts["median_norm"],
             norm_limit=facts["norm_limit"],
             special_ids=tuple(summary["special_ids"]),
-            _splits=summary["splits"],
+            # Chosen positions differ in rows: not every problem has every place.
+            _splits=facts.get("splits", summary["splits"]),
             _maps=shards.maps,
             _groups=shards.groups,
         )

@@ -112,6 +112,29 @@ def capture(
 
 
 @contextlib.contextmanager
+def recorded(model: Any, hookpoints: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, every forward pass leaves the hookpoints' outputs `[B, T, d]` in the dictionary it yields.
+
+    Unlike `capture` it lets passes run to their ends, for those whose last hidden state is needed too.
+
+    Raises:
+        ConfigError: A hookpoint does not exist, or gives no tensor `[B, T, d]` (raised by the forward pass).
+    """
+    found: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            found[name] = _hidden(name, output)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name in dict.fromkeys(hookpoints):
+            stack.callback(resolve(model, name).register_forward_hook(listen(name)).remove)
+        yield found
+
+
+@contextlib.contextmanager
 def splice(
     model: Any, hookpoint: str, replace: Callable[[Tensor], Tensor], *, skip_before: bool = False
 ) -> Iterator[None]:

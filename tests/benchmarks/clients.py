@@ -131,7 +131,7 @@ def _bench(prompts: list[str], llm: LLMConfig, store: ArtifactStore, python: str
     command += ["--custom-output-len", "1", "--num-prompts", str(len(prompts)), "--disable-shuffle", "--no-stream"]
     command += ["--max-concurrency", str(llm.concurrency), "--temperature", "0"]
     command += ["--save-result", "--result-dir", str(folder), "--result-filename", "result.json"]
-    _run(command)
+    _run(command, PYTHONPATH=str(_packages(python)))
     result = json.loads((folder / "result.json").read_text())
     assert result["completed"] == len(prompts), result
     return float(result["request_throughput"])
@@ -164,11 +164,15 @@ def _delphi(latents: list[dict[str, Any]], llm: LLMConfig, store: ArtifactStore,
     job = store.root / "delphi.json"
     limits = {"together": TOGETHER, "max_tokens": max(llm.max_tokens, list_tokens(TOGETHER))}
     job.write_text(json.dumps({"url": llm.base_url, "model": llm.model, "latents": latents, **limits}))
-    packages = Path(python).parent.parent / "delphi"
-    _run([python, str(HERE / "delphi_scorer.py"), str(job)], PYTHONPATH=str(packages))
+    _run([python, str(HERE / "delphi_scorer.py"), str(job)], PYTHONPATH=str(_packages(python)))
     result = json.loads(job.with_suffix(".out").read_text())
     print(f"  usable verdicts: {result['usable']} of {result['examples']}, {result['seconds']:.1f} s", flush=True)
     return float(result["usable"] / result["seconds"])
+
+
+def _packages(python: str) -> Path:
+    """What the Makefile put beside vLLM's own packages."""
+    return Path(python).parent.parent / "delphi"
 
 
 def _tokenizer(store: ArtifactStore) -> Path:

@@ -22,6 +22,7 @@ from saeinterp.health import (
     evaluate_layers,
     read_health,
 )
+from saeinterp.report.collect import layer_health
 from saeinterp.sae import TopKSae, adopt_sae
 from saeinterp.subject import build_corpus
 
@@ -222,8 +223,10 @@ def test_text_seen_in_training_is_refused_unless_allowed_and_then_counted(
     with pytest.raises(DataError, match=r"3 of 4 documents are training documents.*allow_overlap"):
         on_dataset(planted, corpus, shared_store)
     allowed = HealthConfig(bootstrap=200, allow_overlap=True)
-    values = read_health(on_dataset(planted, corpus, shared_store, config=allowed))
-    assert values["training_overlap"] == {"shared": 3, "documents": 4}
+    artifact = on_dataset(planted, corpus, shared_store, config=allowed)
+    assert read_health(artifact)["training_overlap"] == {"shared": 3, "documents": 4}
+    row = layer_health("model", artifact, title="layers.1")
+    assert "training overlap: 3 of 4 documents were trained on" in row.failed_checks
 
 
 def test_seen_text_fails_the_sae_trained_on_it_and_is_not_known_of_one_trained_elsewhere(

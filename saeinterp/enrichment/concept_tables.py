@@ -1,0 +1,219 @@
+"""The tokens that each sample holds, as a table that latents are associated with.
+
+The surprising choice: a token is counted once per sample, however often it occurs: latents are associated with the
+samples that hold it. How many steps a sample has is kept beside: latents that know nothing else go with tokens too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import sparse
+
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, write_json
+from saeinterp.config import recipe_of
+from saeinterp.config.enrichment import ConceptsConfig
+from saeinterp.enrichment.concepts import ANNOTATED, Token, count_annotations, text_grammar
+from saeinterp.errors import DamagedArtifactError, DataError
+from saeinterp.progress import Progress, silent
+from saeinterp.subject.models import load_tokenizer
+
+VERSION = 1
+KIND = "concepts"
+_COLUMNS = ["sample", "id", "split", "reasoning", "tags", "token_ids", "cot_start", "cot_stop"]
+
+
+class Concepts(NamedTuple):
+    """Which samples hold which tokens.
+
+    Attributes:
+        samples: `[n]` int32, ascending.
+        ids: Their ids.
+        present: `[n, tokens]` bool.
+        vocabulary: The text of each column, those that most samples hold first.
+        categories: The category of each column.
+        counts: `[n]` int32: annotations of a sample (grammars `canonical` and `seed`), else tokens, repeats included.
+    """
+
+    samples: npt.NDArray[np.int32]
+    ids: list[str]
+    present: sparse.csr_array
+    vocabulary: list[str]
+    categories: list[str]
+    counts: npt.NDArray[np.int32]
+
+
+def build_concepts_recipe(problems: Ref, subject: Ref, *, config: ConceptsConfig) -> Recipe:
+    """The recipe of a table of concepts."""
+    return Recipe(KIND, problems.name, VERSION, recipe_of(config), (problems, subject))
+
+
+def build_concepts(
+    problems: Artifact,
+    subject: Artifact,
+    *,
+    config: ConceptsConfig,
+    store: ArtifactStore,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Read the tokens of every sample (the problems of split `health`).
+
+    Payload: `vocabulary.parquet` (`token`, `text`, `category`, `samples`: how many hold it; those that most hold first,
+    then by text), `present.parquet` (`sample`, `token`, sorted), `samples.parquet` (`sample`, `id`, `count`) and
+    `concepts.json`.
+
+    Args:
+        subject: For its tokenizer, with grammar `tokens`: those of the reasoning as the model reads it.
+
+    Raises:
+        DataError: No sample holds a token, or there are no tags.
+    """
+    report = progress or silent
+
+    def write(space: Workspace) -> None:
+        table = pl.read_parquet(problems.file("problems.parquet"), columns=_COLUMNS)
+        table = table.filter(pl.col("split") == "health").sort("sample")
+        rows: list[int] = []
+        tokens: list[int] = []
+        totals: list[int] = []
+        numbers: dict[Token, int] = {}
+        for row, found in enumerate(_tokens(table, subject, config)):
+            totals.append(len(found))
+            rows += [row] * len(found)
+            tokens += [numbers.setdefault(token, len(numbers)) for token in found]
+            if row % 100 == 0:
+                report(row, table.height, "problems")
+        if not numbers:
+            raise _nothing(config, table.height)
+        pairs = np.unique(np.stack([rows, tokens]), axis=1)
+        held = np.bincount(pairs[1], minlength=len(numbers))
+        names = list(numbers)
+        order = sorted(range(len(names)), key=lambda token: (-held[token], names[token]))[: config.max_vocabulary]
+        place = np.full(len(names), -1)
+        place[order] = np.arange(len(order))
+        kept = pairs[:, place[pairs[1]] >= 0]
+        vocabulary = pl.DataFrame(
+            {
+                "token": np.arange(len(order), dtype=np.int32),
+                "text": [names[token].text for token in order],
+                "category": [names[token].category for token in order],
+                "samples": held[order].astype(np.int32),
+            }
+        )
+        samples = table["sample"].cast(pl.Int32)
+        counts = _steps(table, totals, config)
+        present = pl.DataFrame({"sample": samples.to_numpy()[kept[0]], "token": place[kept[1]].astype(np.int32)}).sort(
+            "sample", "token"
+        )
+        vocabulary.write_parquet(space.out / "vocabulary.parquet", compression="zstd")
+        present.write_parquet(space.out / "present.parquet", compression="zstd")
+        table.select(samples, "id", count=counts).write_parquet(space.out / "samples.parquet", compression="zstd")
+        facts = {
+            "grammar": config.grammar,
+            "counted": "annotations" if config.grammar in ANNOTATED else "tokens",
+            "samples": table.height,
+            "unique_tokens": len(names),
+            "vocabulary": len(order),
+            "categories": dict(vocabulary["category"].value_counts().sort("category").iter_rows()),
+            "tokens_per_problem": sum(totals) / table.height,
+            "distinct_per_problem": pairs.shape[1] / table.height,
+            "without_tokens": sum(total == 0 for total in totals),
+        }
+        write_json(space.out / "concepts.json", facts)
+        space.counts = {name: facts[name] for name in ("samples", "unique_tokens", "vocabulary", "without_tokens")}
+        report(table.height, table.height, "problems")
+
+    return store.build(build_concepts_recipe(problems, subject, config=config), write)
+
+
+def read_concepts(artifact: Artifact) -> Concepts:
+    """The table of concepts.
+
+    Raises:
+        DamagedArtifactError: Its files do not fit together.
+    """
+    vocabulary = pl.read_parquet(artifact.file("vocabulary.parquet"))
+    samples = pl.read_parquet(artifact.file("samples.parquet"))
+    present = pl.read_parquet(artifact.file("present.parquet"))
+    numbers = samples["sample"].to_numpy()
+    rows = np.searchsorted(numbers, present["sample"].to_numpy())
+    columns = present["token"].to_numpy()
+    if not np.isin(present["sample"].to_numpy(), numbers).all() or columns.max(initial=0) >= max(vocabulary.height, 1):
+        raise DamagedArtifactError(
+            f"{artifact.id}: present.parquet names samples or tokens that are not there",
+            got=str(artifact.path),
+            next_step=f"remove {artifact.path} and run again; it will be rebuilt",
+        )
+    matrix = sparse.csr_array(
+        (np.ones(len(rows), np.bool_), (rows, columns)), shape=(samples.height, vocabulary.height)
+    )
+    return Concepts(
+        numbers,
+        samples["id"].to_list(),
+        matrix,
+        vocabulary["text"].to_list(),
+        vocabulary["category"].to_list(),
+        samples["count"].to_numpy(),
+    )
+
+
+def _tokens(table: pl.DataFrame, subject: Artifact, config: ConceptsConfig) -> Iterator[list[Token]]:
+    """The tokens of each sample, repeats included."""
+    if config.grammar == "column":
+        if table["tags"].null_count() == table.height:
+            raise DataError(
+                "the problems have no tags",
+                field="concepts.grammar",
+                got="column",
+                next_step="name the column that holds them: corpus.tags_column",
+            )
+        for tags in table["tags"]:
+            yield [Token(tag, "tag") for tag in tags or () if tag]
+    elif config.grammar == "tokens":
+        spelling = _Spelling(load_tokenizer(subject))
+        for ids, start, stop in table.select("token_ids", "cot_start", "cot_stop").iter_rows():
+            yield [Token(spelling[token], "token") for token in ids[start:stop]]
+    else:
+        yield from map(text_grammar(config), table["reasoning"])
+
+
+class _Spelling(dict[int, str]):
+    """Token id -> its text; a piece of a character shows as the tokenizer's vocabulary spells it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._taken: dict[str, int] = {}
+
+    def __missing__(self, token: int) -> str:
+        text = self._tokenizer.decode([token])
+        # Two ids must not become one token: some tokenizers decode `the` and ` the` alike.
+        if "\ufffd" in text or self._taken.setdefault(text, token) != token:
+            text = f"{self._tokenizer.convert_ids_to_tokens(token)}"
+        self[token] = text
+        return text
+
+
+def _steps(table: pl.DataFrame, totals: Sequence[int], config: ConceptsConfig) -> pl.Series:
+    if config.grammar in ANNOTATED:
+        totals = [count_annotations(text) for text in table["reasoning"]]
+    return pl.Series(totals, dtype=pl.Int32)
+
+
+def _nothing(config: ConceptsConfig, samples: int) -> DataError:
+    wanted = {
+        "canonical": "reasoning with calculations such as <<48/2=24>>",
+        "seed": "reasoning with calculations such as <<48/2=24>>",
+        "regex": f"a match of {config.pattern!r}",
+    }.get(config.grammar, "a token")
+    return DataError(
+        "no sample holds a token",
+        field="concepts.grammar",
+        got=f"{config.grammar}, {samples} samples",
+        expected=f"{wanted} in one sample at least",
+        next_step="choose another grammar (words, tokens, regex with a pattern of your own), or another source",
+    )
