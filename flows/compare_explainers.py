@@ -63,31 +63,35 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
     for stage, items in {"examples": examples, **explaining_of}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
-    settled, short = {}, list(servers.endings)
-    for name, items in scores.items():
-        settled[name], more = settle(f"scoring ({titles.get(name, name)})", SIDE, items)
-        failures += more
-        short += explaining.shortfalls(settled[name], title=titles.get(name, name))
+    judged, more, short = explaining.settle_scores(scores, titles, hookpoints=config.capture.hookpoints, side=SIDE)
+    failures += more
 
-    ranking = models = None
-    pairs: dict[str, Ref] = {}
-    layers = [h for h in config.capture.hookpoints if all(h in done for done in settled.values())]
-    if layers:
-        sides_of = {name: tuple(done[h] for h in layers) for name, done in settled.items()}
-        together = list(combinations(titles, 2))
-        pending = {
-            f"{a}{b}": steps.compare_scores.submit(
-                a=sides_of[a],
-                b=sides_of[b],
-                controls={name: sides_of[name] for name in config.controls},
-                config=config.comparison,
-                self_scored=config.self_scored,
-                pairs=len(together),
-                label=f"{titles[a]} and {titles[b]}",
+    ranking = models = agreement = None
+    pending = []
+    together = list(combinations(titles, 2))
+    for number, sides_of in enumerate(judged):
+        pending.append(
+            {
+                f"{a}{b}": steps.compare_scores.submit(
+                    a=sides_of[a],
+                    b=sides_of[b],
+                    controls={name: sides_of[name] for name in config.controls},
+                    config=config.comparison,
+                    self_scored=config.self_scored and number == 0,
+                    pairs=len(together),
+                    label=f"{titles[a]} and {titles[b]}{', second scorer' if number else ''}",
+                )
+                for a, b in together
+            }
+        )
+    compared = [{pair: finished(item) for pair, item in by_pair.items()} for by_pair in pending]
+    pairs: dict[str, Ref] = compared[0] if compared else {}
+    if len(compared) > 1:
+        agreement = finished(
+            steps.set_scorers_side_by_side.submit(
+                first=pairs, second=compared[1], config=config.comparison, label="of every pair"
             )
-            for a, b in together
-        }
-        pairs = {pair: finished(item) for pair, item in pending.items()}
+        )
     if len(pairs) > 1:
         ranking = finished(
             steps.rank_explainers.submit(
@@ -113,17 +117,29 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
         config=config,
         explainer_comparison=pairs.get("ab"),
         explainer_pairs=ranking,
+        scorer_agreement=agreement,
         model_comparison=models,
         health={side: item.health for side, item in measured.items()},
         saes={side: item.saes for side, item in measured.items()},
         grades=grades,
         failures=failures,
-        shortfalls=short,
+        shortfalls=[*servers.endings, *short],
     )
 
 
-def scorers(config: CompareExplainersConfig) -> dict[str, ScorerConfig]:
-    """Who judges every explainer and control: `scorer`, or with `self_scored` each explainer's own model.
+def scorers(config: CompareExplainersConfig) -> list[dict[str, ScorerConfig]]:
+    """Who judges every explainer and control, and who judges them all again, where a second scorer is asked for.
+
+    Raises:
+        ConfigError: An explainer's model cannot judge as `scorer` asks.
+    """
+    second = config.second_scorer
+    again = [] if second is None else [dict.fromkeys([*config.explainers, *config.controls], second)]
+    return [first_scorers(config), *again]
+
+
+def first_scorers(config: CompareExplainersConfig) -> dict[str, ScorerConfig]:
+    """Who judges for the primary analysis: `scorer`, or with `self_scored` each explainer's own model.
 
     The model alone is replaced: how it is asked and sampled stays as the scorer has it. Controls are judged as A is,
     since their texts stand in for A's.

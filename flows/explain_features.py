@@ -42,7 +42,11 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
             lane,
             examples,
             {EXPLAINER: config.explainer},
-            dict.fromkeys((EXPLAINER, *CONTROLS), config.scorer),
+            [
+                dict.fromkeys((EXPLAINER, *CONTROLS), scorer)
+                for scorer in (config.scorer, config.second_scorer)
+                if scorer is not None
+            ],
             control_names=CONTROLS,
             comparison=config.comparison,
             servers=servers,
@@ -53,20 +57,26 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     for stage, items in {"examples": examples, "explaining": explained[EXPLAINER]}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
-    settled, short = {}, list(servers.endings)
-    for name, items in scores.items():
-        settled[name], more = settle(f"scoring ({name})", SIDE, items)
-        failures += more
-        short += explaining.shortfalls(settled[name], title=name)
-    layers = [h for h in config.capture.hookpoints if all(h in done for done in settled.values())]
-    comparison = None
-    if layers:
-        # The explainer is paired with no explanation at all: its score means nothing below that.
-        comparison = finished(
-            steps.compare_scores.submit(
-                a=tuple(settled["empty"][h] for h in layers),
-                b=tuple(settled[EXPLAINER][h] for h in layers),
-                controls={"permuted": tuple(settled["permuted"][h] for h in layers)},
+    judged, more, short = explaining.settle_scores(scores, {}, hookpoints=config.capture.hookpoints, side=SIDE)
+    failures += more
+    agreement = None
+    # The explainer is paired with no explanation at all: its score means nothing below that.
+    pending = [
+        steps.compare_scores.submit(
+            a=done["empty"],
+            b=done[EXPLAINER],
+            controls={"permuted": done["permuted"]},
+            config=config.comparison,
+            label=f"against controls{', second scorer' if number else ''}",
+        )
+        for number, done in enumerate(judged)
+    ]
+    compared = [finished(item) for item in pending]
+    if len(compared) > 1:
+        agreement = finished(
+            steps.set_scorers_side_by_side.submit(
+                first={"ab": compared[0]},
+                second={"ab": compared[1]},
                 config=config.comparison,
                 label="against controls",
             )
@@ -75,12 +85,13 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
         title="Explained latents",
         key="explain-features",
         config=config,
-        explainer_comparison=comparison,
+        explainer_comparison=compared[0] if compared else None,
+        scorer_agreement=agreement,
         health={SIDE: measured.health},
         saes={SIDE: measured.saes},
         grades=lanes.grade({SIDE: measured}, config.grading),
         failures=failures,
-        shortfalls=short,
+        shortfalls=[*servers.endings, *short],
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from flows.lanes import Lane
 from flows.serving import Servers, server_key
 from saeinterp.artifacts import Artifact, Ref, read_json
 from saeinterp.config import CaptureConfig, ComparisonConfig, ExamplesConfig, ExplainerConfig, LLMConfig, ScorerConfig
+from saeinterp.report import Failure
 from tasks import steps
-from tasks.step import Pending, finished, results
+from tasks.step import Pending, finished, results, settle
 
 
 def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> dict[str, Pending]:
@@ -37,42 +38,53 @@ def explain_and_score(
     lane: Lane,
     examples: dict[str, Pending],
     explainers: Mapping[str, ExplainerConfig],
-    scorers: Mapping[str, ScorerConfig],
+    scorers: Sequence[Mapping[str, ScorerConfig]],
     *,
     control_names: tuple[str, ...],
     comparison: ComparisonConfig,
     servers: Servers,
-) -> tuple[dict[str, dict[str, Pending]], dict[str, dict[str, Pending]]]:
-    """Explanations and their scores by explainer and control, each by hookpoint; every model is served once.
+) -> tuple[dict[str, dict[str, Pending]], list[dict[str, dict[str, Pending]]]]:
+    """Explanations by explainer and control, and by scorer their scores, all by hookpoint; every model is served once.
 
     Args:
         explainers: By name; the controls take the first one's explanations.
-        scorers: By explainer and control.
+        scorers: Who judges each explainer and control; a second mapping judges them all again.
     """
     first = next(iter(explainers))
+    names = [*explainers, *control_names]
     explained: dict[str, dict[str, Pending]] = {}
-    scores: dict[str, dict[str, Pending]] = {}
+    waiting = [(number, name) for number in range(len(scorers)) for name in names]
+    scores: dict[tuple[int, str], dict[str, Pending]] = {}
 
-    def judge(names: Iterable[str]) -> None:
-        for name in names:
-            title = explainers[name].title if name in explainers else name
-            scores[name] = score(explained[name], examples, scorers[name], title=title, servers=servers)
+    def judge(key: str | None) -> None:
+        """All that is explained and waits for one server."""
+        for number, name in list(waiting):
+            config = scorers[number][name]
+            if name in explained and server_key(config.llm) == key:
+                title = explainers[name].title if name in explainers else name
+                label = title if number == 0 else f"{title}, second scorer"
+                scores[number, name] = score(explained[name], examples, config, title=label, servers=servers)
+                waiting.remove((number, name))
 
     for name in in_serving_order(explainers, scorers):
         explained[name] = explain(lane, examples, explainers[name], servers=servers)
         if name == first:
             explained |= controls(explained[name], control_names, comparison)
-        key = explainer_key(explainers[name])
-        judge([each for each in explained if key and each not in scores and server_key(scorers[each].llm) == key])
-    judge([each for each in [*explainers, *control_names] if each not in scores])
-    names = [*explainers, *control_names]
-    return {name: explained[name] for name in names}, {name: scores[name] for name in names}
+        if (key := explainer_key(explainers[name])) is not None:
+            judge(key)
+    for key in dict.fromkeys(server_key(scorers[number][name].llm) for number, name in waiting):
+        judge(key)
+    judged = [{name: scores[number, name] for name in names} for number in range(len(scorers))]
+    return {name: explained[name] for name in names}, judged
 
 
-def in_serving_order(explainers: Mapping[str, ExplainerConfig], scorers: Mapping[str, ScorerConfig]) -> list[str]:
+def in_serving_order(
+    explainers: Mapping[str, ExplainerConfig], scorers: Sequence[Mapping[str, ScorerConfig]]
+) -> list[str]:
     """Explainers of one model next to each other, and those whose model judges others last."""
     keys = {name: explainer_key(explainer) for name, explainer in explainers.items()}
-    judging = {server_key(scorers[name].llm) for name, key in keys.items() if server_key(scorers[name].llm) != key}
+    judges = [(key, server_key(by_name[name].llm)) for by_name in scorers for name, key in keys.items()]
+    judging = {judge for key, judge in judges if judge != key}
     order = list(keys.values())
 
     def place(name: str) -> tuple[bool, int]:
@@ -177,3 +189,33 @@ def shortfalls(scores: Mapping[str, Ref], *, title: str) -> list[str]:
             coverage, wanted = summary["coverage"], summary["min_coverage"]
             lines.append(f"{hookpoint}: coverage of {title} is {coverage:.3f}, below scorer.min_coverage {wanted:g}")
     return lines
+
+
+def settle_scores(
+    scores: Sequence[Mapping[str, Mapping[str, Pending]]],
+    titles: Mapping[str, str],
+    *,
+    hookpoints: Sequence[str],
+    side: str,
+) -> tuple[list[dict[str, tuple[Ref, ...]]], list[Failure], list[str]]:
+    """Wait for the scores of every scorer.
+
+    Returns:
+        Per scorer the scores of each explainer and control at the layers that all of them finished, up to the first
+        scorer that finished none; what failed; and what falls short.
+    """
+    judged: list[dict[str, tuple[Ref, ...]]] = []
+    failures: list[Failure] = []
+    short: list[str] = []
+    layers = list(hookpoints)
+    for number, by_name in enumerate(scores):
+        settled: dict[str, dict[str, Ref]] = {}
+        for name, items in by_name.items():
+            title = f"{titles.get(name, name)}{', second scorer' if number else ''}"
+            settled[name], more = settle(f"scoring ({title})", side, items)
+            failures += more
+            short += shortfalls(settled[name], title=title)
+        layers = [h for h in layers if all(h in done for done in settled.values())]
+        if layers:
+            judged.append({name: tuple(done[h] for h in layers) for name, done in settled.items()})
+    return judged, failures, short

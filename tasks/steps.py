@@ -19,6 +19,8 @@ from saeinterp.compare import (
     compare_models_recipe,
     compare_pairs,
     compare_pairs_recipe,
+    compare_scorers,
+    compare_scorers_recipe,
 )
 from saeinterp.config import (
     CaptureConfig,
@@ -227,6 +229,14 @@ def rank_explainers(comparisons: Mapping[str, Artifact], config: ComparisonConfi
     return compare_pairs(comparisons, config=config, store=ArtifactStore())
 
 
+@step(compare_scorers_recipe)
+def set_scorers_side_by_side(
+    first: Mapping[str, Artifact], second: Mapping[str, Artifact], config: ComparisonConfig, label: str
+) -> Artifact:
+    """Whether a second scorer agrees with the first, pair by pair."""
+    return compare_scorers(first, second, config=config, store=ArtifactStore())
+
+
 @step(compare_models_recipe)
 def compare_health(
     a: Sequence[Artifact],
@@ -246,6 +256,7 @@ def render_report(
     title: str,
     explainer_comparison: Artifact | None,
     explainer_pairs: Artifact | None,
+    scorer_agreement: Artifact | None,
     model_comparison: Artifact | None,
     interpretability: Artifact | None,
     enrichment: Mapping[str, Artifact],
@@ -261,6 +272,7 @@ def render_report(
         title=title,
         explainer_comparison=explainer_comparison,
         explainer_pairs=explainer_pairs,
+        scorer_agreement=scorer_agreement,
         model_comparison=model_comparison,
         interpretability=interpretability,
         enrichment=enrichment,

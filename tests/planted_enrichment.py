@@ -11,13 +11,14 @@ import polars as pl
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace, write_json
 from saeinterp.config import recipe_of
-from saeinterp.config.enrichment import ConceptsConfig, EnrichmentConfig, PositionsConfig, ProblemsConfig
+from saeinterp.config.enrichment import ConceptsConfig, EnrichmentConfig, ProblemsConfig
 from saeinterp.enrichment.correlating import correlate_latents
 
 TOKENS = ("2", "3", "4", "5", "8", "10", "12", "20", "25", "50", "*", "+")
 SAMPLES = 160
 SLOTS = ("reasoning 1/2", "reasoning 2/2")
 PRESETS = ("robust", "seed-gsm8k-chi2")
+SEMANTICS = "the output of the module, for a block before the final norm"
 DRAWS = 40
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 2, "vocab_size": 64}
 
@@ -54,17 +55,17 @@ def planted_side(
     problems = _problems(store, subject, names, texts)
     present = np.random.default_rng(5).random((len(names), len(TOKENS))) < np.linspace(0.35, 0.08, len(TOKENS))
     concepts = _concepts(store, problems, subject, present, names, grammar)
-    positions = recipe_of(PositionsConfig(select=select))
     hookpoints = [f"layers.{layer}" for layer in layers]
     cache = _put(
         store,
         "activations",
         name,
-        _json("cache.json", {"semantics": "output of the block, before the final norm"}),
+        _json("cache.json", {"semantics": SEMANTICS, "positions": {"select": select, "titles": SLOTS}}),
         subject,
         problems,
-        capture={"hookpoints": hookpoints, "dtype": "auto"},
-        positions=positions,
+        hookpoints=hookpoints,
+        dtype="auto",
+        positions={"select": select},
     )
     activities = []
     for hookpoint in hookpoints:
@@ -114,7 +115,9 @@ def _problems(store: ArtifactStore, subject: Artifact, names: Sequence[str], tex
             }
         )
         frame.write_parquet(space.out / "problems.parquet")
-        write_json(space.out / "problems.json", {"counts": {"health": len(names)}, "title": "planted problems"})
+        counts = {"health": len(names), "train": 800}
+        left = {"duplicates": 0, "too_long": {"train": 2, "health": 0}}
+        write_json(space.out / "problems.json", {"source": "planted", "problems": counts, "left_out": left})
 
     settings = recipe_of(ProblemsConfig(samples=len(names)))
     return _put(

@@ -32,6 +32,8 @@ from saeinterp.subject.sizes import parameter_count
 
 VERSION = 1
 SIDES: tuple[Side, Side] = ("a", "b")
+QUESTIONS = ("monosemantic", "category", "maximum", "size")
+"""The order of the answers; of one question, that of the presets."""
 
 
 def compare_interpretability_recipe(
@@ -130,6 +132,7 @@ def _compare(
         found = compare_rates(left, right, preset, pairing=pairing)
         rates += found
         answers += answer_questions(left, right, preset, found, sizes=sizes, pairing=pairing)
+    answers.sort(key=lambda item: QUESTIONS.index(item.id))
     against = tuple(
         _against_control(side, own, floors[side], name, config.alpha)
         for side, own, name in zip(SIDES, (left, right), names)
@@ -223,7 +226,7 @@ def _parameters(side: Sequence[Associated]) -> int | None:
 
 def _headline(answers: Sequence[Answer], presets: Sequence[str], about: str) -> str:
     """The first preset's monosemantic rate, then whether it speaks of size."""
-    said = [item.sentence for item in answers if item.preset == presets[0] and item.id in ("monosemantic", "size")]
+    said = [item.short for item in answers if item.preset == presets[0] and item.id in ("monosemantic", "size")]
     return " ".join([f"{about[:1].upper()}{about[1:]}.", *said])
 
 

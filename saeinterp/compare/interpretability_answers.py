@@ -7,12 +7,13 @@ whatever the numbers are. They are one comparison, and everything else that tell
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from saeinterp.compare.interpretability_maxima import compare_maxima, maximum_sentence, maximum_verdict
-from saeinterp.compare.interpretability_rates import Pairing, is_category
+from saeinterp.compare.interpretability_rates import Pairing
 from saeinterp.compare.interpretability_results import Answer, RateDifference, SideRate, Sizes
 from saeinterp.compare.interpretability_sides import Associated
-from saeinterp.compare.interpretability_words import points, points_interval, share, side_text
+from saeinterp.compare.interpretability_words import is_category, points, points_interval, share, side_text
 from saeinterp.stats import number, p_text
 
 HEADLINE = {"robust": "monosemantic", "seed-gsm8k-chi2": "monosemantic_of_interpretable"}
@@ -48,29 +49,31 @@ def answer_questions(
     if category := _category_row(list(model.values())):
         answers.append(_category_answer(category, pairing))
     found = compare_maxima(a, b, preset)
-    if found.a.value is not None or found.b.value is not None:
-        answers.append(
-            Answer(
-                id="maximum",
-                question="What is the largest enrichment?",
-                preset=preset,
-                verdict=WORDS[maximum_verdict(found, pairing.alpha)],
-                sentence=maximum_sentence(found, preset, pairing=pairing),
-                rate=None,
-                maximum=found,
-            )
+    sentence = maximum_sentence(found, preset, pairing=pairing)
+    answers.append(
+        Answer(
+            id="maximum",
+            question="What is the largest enrichment?",
+            preset=preset,
+            verdict=WORDS[maximum_verdict(found, pairing.alpha)],
+            short=sentence,
+            sentence=sentence,
+            rate=None,
+            maximum=found,
         )
+    )
     if monosemantic is not None:
         answers.append(_size_answer(monosemantic, sizes, pairing))
     return tuple(answers)
 
 
-def _answer(name: str, question: str, preset: str, row: RateDifference) -> Answer:
+def _answer(name: Literal["monosemantic", "category"], question: str, preset: str, row: RateDifference) -> Answer:
     return Answer(
-        id="monosemantic" if name == "monosemantic" else "category",
+        id=name,
         question=question,
         preset=preset,
         verdict=WORDS[row.verdict or "not tested"],
+        short=row.sentence,
         sentence=row.sentence,
         rate=row,
         maximum=None,
@@ -115,7 +118,14 @@ def _size_answer(row: RateDifference, sizes: Sizes, pairing: Pairing) -> Answer:
         else:
             text = f"Both models have {sizes.a:,} parameters, so nothing here is about size."
         return Answer(
-            id="size", question=question, preset=row.preset, verdict="not asked", sentence=text, rate=row, maximum=None
+            id="size",
+            question=question,
+            preset=row.preset,
+            verdict="not asked",
+            short=text,
+            sentence=text,
+            rate=row,
+            maximum=None,
         )
     assert sizes.a is not None
     assert sizes.b is not None
@@ -130,6 +140,7 @@ def _size_answer(row: RateDifference, sizes: Sizes, pairing: Pairing) -> Answer:
         question=question,
         preset=row.preset,
         verdict="not answerable with two models",
+        short=head,
         sentence=f"{head} {_seen(row, larger, names, pairing)}",
         rate=row,
         maximum=None,

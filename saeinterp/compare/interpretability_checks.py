@@ -27,17 +27,16 @@ _PACKAGES = ("saeinterp", "torch", "transformers")
 # Settings of a step that may differ: they belong to one model, or change no more than the rounding.
 _FREE: dict[str, set[str]] = {
     "sae": {"hookpoint", "training.seed", "training.num_latents", "training.k"},
-    "activations": {"capture.hookpoints"},
+    "activations": {"hookpoints"},
     "activity": {"sites"},
     # Samples shared with the other side; the samples themselves are compared.
     "enrichment": {"matched"},
 }
 _SOFT: dict[str, set[str]] = {
     "activations": {
-        "capture.dtype",
-        "capture.batch_contexts",
+        "dtype",
+        "batch_contexts",
         "positions.thoughts.checkpoint",
-        "positions.thoughts.revision",
         "positions.thoughts.bot",
     },
     "enrichment": {"permutations", "half_samples", "seed", "presets"},

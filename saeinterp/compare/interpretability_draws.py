@@ -14,12 +14,14 @@ import polars as pl
 
 from saeinterp.compare.interpretability_results import Chance, Null
 from saeinterp.compare.interpretability_sides import Associated, Site
-from saeinterp.enrichment.rates import MIN_DRAWS
+from saeinterp.enrichment.rates import MIN_DENOMINATOR
 from saeinterp.stats.intervals import Floats
 
 NULLS: tuple[Null, ...] = ("free", "strata")
 CATEGORY = "category_"
 OF_INTERPRETABLE = "_of_interpretable"
+MIN_DRAWS = 20
+"""Fewer draws give neither a null of a difference nor an interval."""
 MAXIMUM = "max_enrichment"
 
 
@@ -73,7 +75,8 @@ def draw_rate(side: Sequence[Associated], preset: str, rate: str, places: Places
 
     def ratio(totals: pl.DataFrame) -> Floats:
         top, bottom = (totals[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in (numerator, denominator))
-        return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
+        least = MIN_DENOMINATOR if denominator == "interpretable" else 1
+        return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom >= least)
 
     return _drawn(side, preset, places, [numerator, denominator], ratio)
 
@@ -87,7 +90,7 @@ def upper_chance(value: float, null: Floats) -> Chance:
     """Mean, sd and 95% range of a null, and the one-sided p of a value at or above it."""
     known = null[~np.isnan(null)]
     p = (1 + int((known >= value - 1e-12).sum())) / (len(known) + 1) if len(known) and np.isfinite(value) else None
-    return _chance(known, p)
+    return _chance(known, p, of=len(null))
 
 
 def difference_chance(value: float, a: Floats, b: Floats) -> Chance:
@@ -99,13 +102,13 @@ def difference_chance(value: float, a: Floats, b: Floats) -> Chance:
         centre = known.mean()
         beyond = np.abs(known - centre) >= abs(value - centre) - 1e-12
         p = (1 + int(beyond.sum())) / (len(known) + 1)
-    return _chance(known, p)
+    return _chance(known, p, of=count)
 
 
-def _chance(known: Floats, p: float | None) -> Chance:
-    """Moments where all draws are finite; the range where its ends are."""
-    if len(known) < MIN_DRAWS:
-        return Chance(mean=None, sd=None, p=None, low=None, high=None, permutations=len(known))
+def _chance(known: Floats, p: float | None, *, of: int) -> Chance:
+    """Moments where all draws are finite; the range where its ends are; nothing where half of the draws have none."""
+    if len(known) < MIN_DRAWS or 2 * len(known) < of:
+        return Chance(mean=None, sd=None, p=None, low=None, high=None, permutations=of)
     low, high = np.quantile(known, [0.025, 0.975], method="inverted_cdf")
     finite = bool(np.isfinite(known).all())
     return Chance(
@@ -114,7 +117,7 @@ def _chance(known: Floats, p: float | None) -> Chance:
         p=p,
         low=float(low) if np.isfinite(low) else None,
         high=float(high) if np.isfinite(high) else None,
-        permutations=len(known),
+        permutations=of,
     )
 
 

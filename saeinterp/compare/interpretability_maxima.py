@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from saeinterp.compare.interpretability_draws import NULLS, Drawn, difference_chance, draw_maximum
+from saeinterp.compare.interpretability_draws import MAXIMUM, NULLS, Drawn, difference_chance, draw_maximum
 from saeinterp.compare.interpretability_rates import Pairing, at_chance
 from saeinterp.compare.interpretability_results import LargestPair, Maximum, SideMaximum
 from saeinterp.compare.interpretability_sides import Associated
@@ -75,7 +75,7 @@ def maximum_verdict(found: Maximum, alpha: float) -> str:
     sides = [side for side in (found.a, found.b) if side.value is not None]
     if len(sides) < 2:
         return "not tested"
-    if all(at_chance(side.nulls, alpha) for side in sides):
+    if all(at_chance(MAXIMUM, side.value, side.nulls, alpha) for side in sides):
         return "chance"
     null = chosen_null(found.by_chance)
     if null is None or null[1].p is None:
@@ -93,13 +93,14 @@ def maximum_sentence(found: Maximum, preset: str, *, pairing: Pairing) -> str:
             low, high, p = null[1].low, null[1].high, null[1].p
             text += f"; chance gives differences from {signed(low, digits=1)} to {signed(high, digits=1)} ({p_text(p)})"
         parts.append(text)
+    verdict = maximum_verdict(found, pairing.alpha)
     words = {
         "chance": "neither is larger than chance gives, so nothing about the models follows",
         "inconclusive": "their difference is not larger than chance gives",
         "different": "their difference is larger than chance gives",
         "not tested": "not tested",
     }
-    return f"{head}: {'; '.join(parts)}: {words[maximum_verdict(found, pairing.alpha)]}."
+    return f"{head}: {'; '.join(parts)}: {words[verdict]}."
 
 
 def _side(side: Sequence[Associated], preset: str, drawn: Drawn) -> SideMaximum:

@@ -14,10 +14,9 @@ import numpy as np
 from scipy import special
 
 from saeinterp.compare.interpretability_draws import (
-    CATEGORY,
     MAXIMUM,
+    MIN_DRAWS,
     NULLS,
-    OF_INTERPRETABLE,
     Drawn,
     Places,
     difference_chance,
@@ -33,9 +32,8 @@ from saeinterp.compare.interpretability_results import (
     SideRate,
 )
 from saeinterp.compare.interpretability_sides import Associated, layer_pairs, position_slots
-from saeinterp.compare.interpretability_words import rate_sentence, rate_title
+from saeinterp.compare.interpretability_words import chosen_null, is_category, rate_sentence, rate_title
 from saeinterp.compare.sides import MIN_SEEDS, Side
-from saeinterp.enrichment.rates import MIN_DRAWS
 from saeinterp.stats import Component, component_interval, mean_component
 
 OVER_ALL = ("interpretable", "monosemantic")
@@ -92,16 +90,15 @@ def compare_rates(
     return tuple(_difference(a, b, preset, rate, place, pairing) for place in places(a[0], b[0]) for rate in common)
 
 
-def decisive(nulls: Mapping[Null, Chance]) -> Chance | None:
-    """The null that decides: within strata, or where there is none the free one."""
-    known = [nulls[kind] for kind in reversed(NULLS) if kind in nulls and nulls[kind].permutations]
-    return known[0] if known else None
-
-
-def at_chance(nulls: Mapping[Null, Chance], alpha: float) -> bool | None:
-    """Whether a value is not above its null; None without one."""
-    null = decisive(nulls)
-    return None if null is None or null.p is None else null.p > alpha
+def at_chance(rate: str, value: float | None, nulls: Mapping[Null, Chance], alpha: float) -> bool | None:
+    """Whether a value is not above its null, of a category not outside of its null's range; None without a null."""
+    found = chosen_null(nulls)
+    if found is None or found[1].p is None or value is None:
+        return None
+    null = found[1]
+    if is_category(rate) and null.low is not None and null.high is not None:
+        return null.low <= value <= null.high
+    return found[1].p > alpha
 
 
 def _difference(
@@ -125,7 +122,7 @@ def _difference(
     if difference is not None and min(len(left.values), len(right.values)) >= MIN_SEEDS:
         models = _models(difference, left, right, spread, _halves(drawn), pairing.alpha)
     ends = (low, high) if models is None else (models.low, models.high)
-    verdict, higher = _verdict(difference, ends, left, right, pairing.alpha)
+    verdict, higher = _verdict(rate, difference, ends, left, right, pairing.alpha)
     row = RateDifference(
         preset=preset,
         rate=rate,
@@ -264,6 +261,7 @@ def _models(difference: float, a: SideRate, b: SideRate, spread: float, halves: 
 
 
 def _verdict(
+    rate: str,
     difference: float | None,
     ends: tuple[float | None, float | None],
     a: SideRate,
@@ -273,17 +271,10 @@ def _verdict(
     low, high = ends
     if difference is None:
         return None, None
-    if at_chance(a.nulls, alpha) and at_chance(b.nulls, alpha):
+    if all(at_chance(rate, side.value, side.nulls, alpha) for side in (a, b)):
         return "chance", None
     if low is None or high is None:
         return None, None
     if low <= 0 <= high:
         return "inconclusive", None
     return "different", "b" if difference > 0 else "a"
-
-
-def is_category(rate: str) -> str | None:
-    """The category of a category's rate, else None."""
-    if rate.startswith(CATEGORY) and rate.endswith(OF_INTERPRETABLE):
-        return rate.removeprefix(CATEGORY).removesuffix(OF_INTERPRETABLE)
-    return None

@@ -34,6 +34,7 @@ class Chance(Result):
     high: float | None
     """2.5% of the draws lie above."""
     permutations: int
+    """Draws; where fewer than half of them define the number, the rest here is null."""
 
 
 class SideRate(Result):
@@ -158,6 +159,8 @@ class Answer(Result):
     question: str
     preset: str
     verdict: str
+    short: str
+    """What a headline needs of the sentence."""
     sentence: str
     rate: RateDifference | None
     maximum: Maximum | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from saeinterp.compare.interpretability_draws import CATEGORY, OF_INTERPRETABLE
 from saeinterp.compare.interpretability_results import Chance, Null, RateDifference, SideRate
 from saeinterp.stats import number, p_text, signed
 
@@ -23,12 +24,14 @@ def rate_title(rate: str) -> str:
     """A rate in words."""
     if rate in TITLES:
         return TITLES[rate]
-    return f"{category_of(rate)} latents among interpretable ones"
+    return f"{is_category(rate)} latents among interpretable ones"
 
 
-def category_of(rate: str) -> str:
-    """The category in the name of a category's rate."""
-    return rate.removeprefix("category_").removesuffix("_of_interpretable")
+def is_category(rate: str) -> str | None:
+    """The category of a category's rate, else None."""
+    if not rate.startswith(CATEGORY) or not rate.endswith(OF_INTERPRETABLE):
+        return None
+    return rate.removeprefix(CATEGORY).removesuffix(OF_INTERPRETABLE)
 
 
 def share(value: float | None) -> str:
@@ -81,16 +84,18 @@ def rate_sentence(row: RateDifference, *, names: tuple[str, str], alpha: float) 
     if row.models is not None:
         shown = points_interval(row.models.low, row.models.high, alpha=alpha)
         parts.append(f"with SAE training seeds included {shown}")
-    parts.append(_chance_text(row, names))
+    parts.append(_chance_text(row))
     return f"{head}: {'; '.join(parts)}: {_verdict_text(row, names, alpha)}."
 
 
-def _chance_text(row: RateDifference, names: tuple[str, str]) -> str:
+def _chance_text(row: RateDifference) -> str:
     found = [chosen_null(side.nulls) for side in (row.a, row.b)]
     if found[0] is None or found[1] is None:
         return "no null was computed, so how much of it is chance is not known"
     kind, left = found[0]
     _, right = found[1]
+    if left.mean is None or right.mean is None:
+        return f"chance {NULL_WORDS[kind]} leaves too few latents for this rate"
     text = f"chance {NULL_WORDS[kind]} gives {spread_text(left)} and {spread_text(right)}"
     expected = row.by_chance.get(kind)
     if expected is None or expected.mean is None:
@@ -102,17 +107,20 @@ def _chance_text(row: RateDifference, names: tuple[str, str]) -> str:
 
 def _verdict_text(row: RateDifference, names: tuple[str, str], alpha: float) -> str:
     if row.verdict == "chance":
-        ps = [found[1].p for side in (row.a, row.b) if (found := chosen_null(side.nulls))]
-        shown = " and ".join(p_text(p) for p in ps)
-        return f"neither rate is distinguishable from chance ({shown}), so nothing about the models follows"
+        return f"neither rate is distinguishable from chance ({_ps(row)}), so nothing about the models follows"
     if row.verdict is None:
         return f"not tested ({row.reason})" if row.reason else "not tested"
     if row.verdict == "inconclusive":
-        text = "no detectable difference"
-    else:
-        text = f"higher for {names[1] if row.higher == 'b' else names[0]}"
+        return "no detectable difference"
+    text = f"higher for {names[1] if row.higher == 'b' else names[0]}"
     for side, name in zip((row.a, row.b), names):
         found = chosen_null(side.nulls)
-        if found and found[1].p is not None and found[1].p > alpha:
+        if not is_category(row.rate) and found and found[1].p is not None and found[1].p > alpha:
             text += f"; the rate of {name} is not distinguishable from chance ({p_text(found[1].p)})"
     return text
+
+
+def _ps(row: RateDifference) -> str:
+    if is_category(row.rate):
+        return "both lie in the range of 95% of the draws"
+    return " and ".join(p_text(found[1].p) for side in (row.a, row.b) if (found := chosen_null(side.nulls)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saeinterp.compare.pair_results import ControlTest, ExplainerPairs, PairResult
 from saeinterp.compare.results import PairedResult, Sentence
-from saeinterp.compare.wording import SELF_SCORED, macro_title
+from saeinterp.compare.wording import SELF_SCORED, answers_title, macro_title
 from saeinterp.stats import Verdict, number, p_text, paired_sentence
 
 
@@ -63,7 +63,7 @@ def _coverage(result: ExplainerPairs) -> str:
         share = f"{item.coverage.usable:,} of {item.coverage.examples:,}" if known else "not known"
         failed = f" ({item.failed} failed explanations, scored as an empty one)" if item.failed else ""
         parts.append(f"{item.title} {share}{failed}")
-    return f"Usable verdicts: {'; '.join(parts)}."
+    return f"{answers_title(result.metric)}: {'; '.join(parts)}."
 
 
 def _mcnemar(pairs: list[PairResult], alpha: float) -> str:

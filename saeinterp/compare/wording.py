@@ -59,6 +59,11 @@ def macro_title(metric: str) -> str:
     return f"per-latent {TITLES[metric]}, averaged over latents"
 
 
+def answers_title(metric: str) -> str:
+    """What a scorer's usable answers are called."""
+    return "Windows predicted" if metric == "correlation" else "Usable verdicts"
+
+
 def primary_sentence(paired: PairedResult, *, title_a: str, title_b: str, metric: str, pairs: int = 1) -> str:
     """The sentence of the primary endpoint; of one pair among several it says that it is not adjusted."""
     text = paired_sentence(paired, title_a=title_a, title_b=title_b, metric=macro_title(metric))
@@ -151,7 +156,7 @@ def _coverage(result: ExplainerComparison) -> str:
     parts = [_share(result.title_a, result.coverage_a), _share(result.title_b, result.coverage_b)]
     if result.coverage_a.share is None and result.coverage_b.share is None:
         return "How many verdicts were usable is not known."
-    text = f"Usable verdicts: {'; '.join(parts)}."
+    text = f"{answers_title(result.metric)}: {'; '.join(parts)}."
     bounds = next(item for item in result.metrics if item.primary).bounds
     unusable = sum(side.examples - side.usable for side in (result.coverage_a, result.coverage_b))
     if unusable and bounds.difference_low is not None:

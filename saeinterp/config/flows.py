@@ -64,6 +64,24 @@ def _latents_exist(config: Any) -> Any:
     return config
 
 
+def _second_scorer_is_another(config: Any) -> Any:
+    """Refuse a second scorer that is the first one again, or that does not give the metric."""
+    first, second = config.scorer, config.second_scorer
+    if second is None:
+        return config
+    if (second.llm.model, second.llm.revision, second.kind) == (first.llm.model, first.llm.revision, first.kind):
+        raise ValueError(
+            f"second_scorer: {second.llm.model!r} with {second.kind!r} is the scorer again; name a model of "
+            "another family"
+        )
+    if (second.kind == "simulation") != (config.comparison.metric == "correlation"):
+        raise ValueError(
+            f"second_scorer.kind: {second.kind!r} does not give comparison.metric {config.comparison.metric!r}, by "
+            "which the two scorers are set side by side"
+        )
+    return config
+
+
 def _merged(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values with changes put in, sections field by field."""
     nested = {
@@ -98,9 +116,12 @@ class ExplainFeaturesConfig(TrainSaesConfig):
     examples: ExamplesConfig = ExamplesConfig()
     explainer: ExplainerConfig = ExplainerConfig()
     scorer: ScorerConfig = ScorerConfig()
+    second_scorer: ScorerConfig | None = None
+    """Another scorer, best of another model family, that judges everything too and stands beside `scorer`."""
     comparison: ComparisonConfig = ComparisonConfig()
 
     _latents = model_validator(mode="after")(_latents_exist)
+    _judged_twice = model_validator(mode="after")(_second_scorer_is_another)
 
 
 class CompareExplainersConfig(TrainSaesConfig):
@@ -116,6 +137,9 @@ class CompareExplainersConfig(TrainSaesConfig):
     controls: tuple[Literal["permuted", "empty"], ...] = ("permuted", "empty")
     """Control explanations: another latent's (`permuted`) and none (`empty`)."""
     scorer: ScorerConfig = ScorerConfig()
+    second_scorer: ScorerConfig | None = None
+    """Another scorer, best of another model family, that judges every explainer and control too. The primary analysis
+    stays that of `scorer`; the second stands beside it, and the two are never averaged."""
     self_scored: bool = False
     """Let every explainer's own model score it, as some published comparisons do: two things then change at once, and
     the report says so. `scorer.llm` then scores only the explainers that have no model."""
@@ -124,6 +148,7 @@ class CompareExplainersConfig(TrainSaesConfig):
     """Also train and grade SAEs on the subject with random weights: the floor."""
 
     _latents = model_validator(mode="after")(_latents_exist)
+    _judged_twice = model_validator(mode="after")(_second_scorer_is_another)
 
     @property
     def explainers(self) -> dict[str, ExplainerConfig]:

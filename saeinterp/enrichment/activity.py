@@ -57,13 +57,11 @@ class Activity(NamedTuple):
         samples: `[n]` int32, ascending: those that have every position.
         active: `[n, latents]`, the SAEs side by side in the order of `sites`.
         sites: The SAEs.
-        left_out: Samples without some position.
     """
 
     samples: npt.NDArray[np.int32]
     active: sparse.csr_array
     sites: tuple[Site, ...]
-    left_out: int
 
     @property
     def site_of(self) -> npt.NDArray[np.int32]:
@@ -165,7 +163,6 @@ def read_activity(artifacts: Sequence[Artifact]) -> Activity:
     sites: list[Site] = []
     columns, rows = [], []
     common: npt.NDArray[np.int32] | None = None
-    seen: set[int] = set()
     for artifact in artifacts:
         facts = read_json(artifact.file("activity.json"))["sites"]
         entries = pl.read_parquet(artifact.file("active.parquet"))
@@ -178,7 +175,6 @@ def read_activity(artifacts: Sequence[Artifact]) -> Activity:
                 Site(item["site"], item["hookpoint"], item["slot"], item["title"], first, int(item["latents"]))
             )
             samples = there.filter(pl.col("site") == number)["sample"].to_numpy()
-            seen.update(samples.tolist())
             common = samples if common is None else np.intersect1d(common, samples)
         columns.append(np.array(firsts, np.int64)[entries["site"].to_numpy()] + entries["latent"].to_numpy())
         rows.append(entries["sample"].to_numpy())
@@ -195,4 +191,4 @@ def read_activity(artifacts: Sequence[Artifact]) -> Activity:
     shape = (len(common), sites[-1].first + sites[-1].latents)
     place = np.searchsorted(common, row[kept])
     active = sparse.csr_array((np.ones(int(kept.sum()), np.bool_), (place, column[kept])), shape=shape)
-    return Activity(common.astype(np.int32), active, tuple(sites), len(seen) - len(common))
+    return Activity(common.astype(np.int32), active, tuple(sites))

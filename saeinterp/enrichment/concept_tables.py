@@ -172,7 +172,7 @@ def _tokens(table: pl.DataFrame, subject: Artifact, config: ConceptsConfig) -> I
                 next_step="name the column that holds them: corpus.tags_column",
             )
         for tags in table["tags"]:
-            yield [Token(tag, "tag") for tag in tags or () if tag]
+            yield [Token(tag, "tag") for tag in ([] if tags is None else tags) if tag]
     elif config.grammar == "tokens":
         spelling = _Spelling(load_tokenizer(subject))
         for ids, start, stop in table.select("token_ids", "cot_start", "cot_stop").iter_rows():

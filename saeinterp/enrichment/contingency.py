@@ -171,22 +171,36 @@ class Incidence:
             limits: Each with the samples it is of: all (0), the first half (1) or the second (2).
             halves: Count the halves too; only all samples have limits otherwise.
         """
-        latents, tokens = self.active.shape[1], self.present.shape[1]
-        size = max(1, BLOCK_PAIRS // max(tokens, 1, 0 if sparse.issparse(self.active) else self.samples[0]))
+        tokens = _reachable(limits)
+        latents, held = self.active.shape[1], self.present[:, tokens]
+        size = max(1, BLOCK_PAIRS // max(len(tokens), 1, 0 if sparse.issparse(self.active) else self.samples[0]))
         if sparse.issparse(self.active):
             # Both counts in one product: that of the first half in the upper bits.
             weight = (1 + (self.first.astype(np.int64) << 32)) if halves else np.ones(self.samples[0], np.int64)
-            present = _by_sample(self.present, weight)
+            by_sample = _by_sample(held, weight)
             by_latent = self.active.tocsc().astype(np.int64).T
             for start in range(0, latents, size):
-                yield _wanted_sparse(sparse.csr_array(by_latent[start : start + size] @ present), start, limits)
+                product = sparse.csr_array(by_latent[start : start + size] @ by_sample)
+                yield _wanted_sparse(product, start, tokens, limits)
             return
         kind = _integers(self.samples[0])
         weights = [np.ones(self.samples[0], kind), self.first.astype(kind)][: 2 if halves else 1]
-        by_token = [_by_sample(self.present, weight).T.tocsr() for weight in weights]
+        by_token = [_by_sample(held, weight).T.tocsr() for weight in weights]
         for start in range(0, latents, size):
             columns = self.active[:, start : start + size].astype(kind)
-            yield _wanted([operand @ columns for operand in by_token], start, limits)
+            yield _wanted([operand @ columns for operand in by_token], start, tokens, limits)
+
+
+def _reachable(limits: Sequence[tuple[int, Limits]]) -> Counts:
+    """The tokens that some latent can have enough, or few enough, samples in common with."""
+    reachable = np.zeros(len(limits[0][1].margins.column), np.bool_)
+    for _, limit in limits:
+        margins = limit.margins
+        possible = limit.above <= np.minimum(margins.rows[:, None], margins.columns)
+        if limit.below is not None:
+            possible |= limit.below >= 0
+        reachable |= possible.any(axis=0)[margins.column]
+    return np.flatnonzero(reachable)
 
 
 def _checked(matrix: Matrix, name: str) -> Matrix:
@@ -239,7 +253,10 @@ def _parts(both: Any, first: Any | None) -> list[Any]:
 
 
 def _wanted(
-    products: list[npt.NDArray[np.signedinteger[Any]]], start: int, limits: Sequence[tuple[int, Limits]]
+    products: list[npt.NDArray[np.signedinteger[Any]]],
+    start: int,
+    tokens: Counts,
+    limits: Sequence[tuple[int, Limits]],
 ) -> Pairs:
     """From `[tokens, latents]`: samples with both, of all and of the first half."""
     both, first = products[0], products[1] if len(products) > 1 else None
@@ -247,16 +264,17 @@ def _wanted(
     parts = _parts(both, first)
     mask = np.zeros(both.shape, np.bool_)
     for part, limit in limits:
-        row, column = limit.margins.row[here], limit.margins.column
+        row, column = limit.margins.row[here], limit.margins.column[tokens]
         mask |= parts[part] >= np.take(limit.above.T.astype(both.dtype)[column], row, axis=1)
         if limit.below is not None:
             mask |= parts[part] <= np.take(limit.below.T.astype(both.dtype)[column], row, axis=1)
-    latent, token = np.nonzero(np.ascontiguousarray(mask.T))
+    # Two steps, since `nonzero` of two dimensions takes several times as long.
+    latent, token = np.divmod(np.flatnonzero(np.ascontiguousarray(mask.T)), max(len(tokens), 1))
     of_first = np.zeros(len(latent), np.int64) if first is None else first[token, latent].astype(np.int64)
-    return Pairs(latent + start, token, both[token, latent].astype(np.int64), of_first)
+    return Pairs(latent + start, tokens[token], both[token, latent].astype(np.int64), of_first)
 
 
-def _wanted_sparse(product: Matrix, start: int, limits: Sequence[tuple[int, Limits]]) -> Pairs:
+def _wanted_sparse(product: Matrix, start: int, tokens: Counts, limits: Sequence[tuple[int, Limits]]) -> Pairs:
     """From `[latents, tokens]`: samples with both, those of the first half in the upper bits."""
     product.sort_indices()
     latent = np.repeat(np.arange(product.shape[0]), np.diff(product.indptr))
@@ -265,7 +283,7 @@ def _wanted_sparse(product: Matrix, start: int, limits: Sequence[tuple[int, Limi
     silent: npt.NDArray[np.bool_] | None = None
     parts = _parts(both, first)
     for part, limit in limits:
-        rows, column = limit.margins.row[start : start + product.shape[0]], limit.margins.column
+        rows, column = limit.margins.row[start : start + product.shape[0]], limit.margins.column[tokens]
         row = rows[latent]
         mask |= parts[part] >= limit.above[row, column[token]]
         if limit.below is not None:
@@ -273,12 +291,12 @@ def _wanted_sparse(product: Matrix, start: int, limits: Sequence[tuple[int, Limi
             if (limit.below[np.unique(rows)] >= 0).any():
                 few = (limit.below >= 0)[rows][:, column]
                 silent = few if silent is None else silent | few
-    found = Pairs(latent + start, token, both, first).where(mask)
+    found = Pairs(latent + start, tokens[token], both, first).where(mask)
     if silent is None:
         return found
     # Pairs with no sample in common are nowhere in a sparse product.
     silent[latent, token] = False
     latent, token = np.nonzero(silent)
     none = np.zeros(len(latent), np.int64)
-    merged = Pairs.concatenate([found, Pairs(latent + start, token, none, none)])
+    merged = Pairs.concatenate([found, Pairs(latent + start, tokens[token], none, none)])
     return merged.where(np.lexsort((merged.token, merged.latent)))

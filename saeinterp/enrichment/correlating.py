@@ -107,7 +107,7 @@ def correlate_latents(
         facts = {
             "rates": rates,
             "samples": len(samples),
-            "left_out": {"without_position": activity.left_out, "unmatched": int((~kept).sum())},
+            "left_out": {"without_position": len(tokens.samples) - len(ids), "unmatched": int((~kept).sum())},
             "latents": activity.active.shape[1],
             "tokens": tokens.present.shape[1],
             "families": families,

@@ -11,17 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from saeinterp.stats.intervals import Floats
 
 Counts = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
-PERMUTATIONS = 199
+PERMUTATIONS = 99
 ALPHA = 0.05
 MOST_STEPS = 5
 """Tokens selected at most: five make 32 groups of samples."""
 _BEYOND = int(ALPHA * (PERMUTATIONS + 1))  # so many permutations at or above the observed value make p > ALPHA
+_FEW = 24  # permutations after which most latents that say nothing more are done
 _AT_ONCE = 20_000_000  # numbers in an array of permuted latents
 
 
@@ -49,7 +51,7 @@ def stepwise_information(
     """Select tokens for each latent, from a given one on, and measure what each adds.
 
     A step takes the token with the largest information about the latent given those before it, and is the last one
-    when, of 199 permutations of the latent among samples alike in those, more than 5% have a token with as much.
+    when, of 99 permutations of the latent among samples alike in those, more than 5% have a token with as much.
 
     Args:
         active: `[n, latents]`.
@@ -59,9 +61,9 @@ def stepwise_information(
         selecting: `[n]`: the half that tokens are selected on; information is of the other.
         seed: Of the permutations; a latent's result does not depend on which others are given.
     """
-    chosen, judged = (_Half(active, present, rows, selectable) for rows in (selecting, ~selecting))
-    keys = np.random.default_rng(seed).random((PERMUTATIONS, len(chosen.active)))
-    steps = [((int(token),), (value,)) for token, value in zip(first_token, judged.of_tokens(first_token), strict=True)]
+    chosen, judged = (_Half(active, present, rows, selectable, seed) for rows in (selecting, ~selecting))
+    start = judged.given(np.arange(len(first_token)), (), first_token)
+    steps = [((token,), (value,)) for token, value in zip(first_token.tolist(), start.tolist(), strict=True)]
     waiting = np.arange(len(steps))
     while len(waiting):
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -70,7 +72,7 @@ def stepwise_information(
         going = []
         for tokens, members in groups.items():
             latents = np.array(members)
-            best, significant = chosen.best(latents, tokens, keys)
+            best, significant = chosen.best(latents, tokens)
             latents, best = latents[significant], best[significant]
             added = judged.given(latents, tokens, best)
             for latent, token, value in zip(latents.tolist(), best.tolist(), added.tolist(), strict=True):
@@ -84,74 +86,50 @@ def stepwise_information(
 class _Half:
     """Half of the samples."""
 
-    def __init__(self, active: Booleans, present: Booleans, rows: Booleans, selectable: Counts) -> None:
+    def __init__(self, active: Booleans, present: Booleans, rows: Booleans, selectable: Counts, seed: int) -> None:
         self.active, self.present = active[rows], present[rows]
         self.selectable = selectable
         self.n = len(self.active)
         size = np.arange(self.n + 1, dtype=np.float64)
         self._x_log_x = size * np.log(np.maximum(size, 1.0))
-        self._weights = self.present[:, selectable].astype(np.float32)
-
-    def of_tokens(self, tokens: Counts) -> list[float]:
-        """Corrected information of each latent about its own token."""
-        return self.given(np.arange(len(tokens)), (), tokens).tolist()  # type: ignore[no-any-return]
+        # Sparse, since a sample holds few tokens, and since threads of many small dense products wait for each other.
+        self._by_sample = sparse.csr_array(self.present[:, selectable], dtype=np.int32)
+        self._orders = np.argsort(np.random.default_rng(seed).random((PERMUTATIONS, self.n)), axis=1)
 
     def given(self, latents: Counts, known: tuple[int, ...], tokens: Counts) -> Floats:
         """`[latents]`: corrected information about a token each, given others."""
         total, cells = np.zeros(len(latents)), np.zeros(len(latents))
+        f = self._x_log_x
         for rows in self._alike(known):
             fires, holds = self.active[np.ix_(rows, latents)], self.present[np.ix_(rows, tokens)]
             n, both = len(rows), (fires & holds).sum(axis=0)
             row, column = fires.sum(axis=0), holds.sum(axis=0)
-            total += self._inner(both, row, column, n) - self._outer(row, column, n)
-            table = (both, row - both, column - both, n - row - column + both)
-            margins = (row, n - row, column, n - column)
-            cells += sum((item > 0).astype(float) for item in margins) - sum((item > 0).astype(float) for item in table)
-            cells -= 1  # a group of samples is never empty
+            table = np.stack([both, row - both, column - both, n - row - column + both])
+            margins = np.stack([row, n - row, column, n - column])
+            total += f[table].sum(axis=0) - f[margins].sum(axis=0) + f[n]
+            cells += (margins > 0).sum(axis=0) - (table > 0).sum(axis=0) - 1.0
         return (total + cells / 2) / max(self.n, 1)
 
-    def best(self, latents: Counts, known: tuple[int, ...], keys: Floats) -> tuple[Counts, Booleans]:
+    def best(self, latents: Counts, known: tuple[int, ...]) -> tuple[Counts, Booleans]:
         """The token that says most given others, and whether that is more than permuted latents have."""
-        groups = self._alike(known)
-        fires = [np.ascontiguousarray(self.active[np.ix_(rows, latents)].T, np.float32) for rows in groups]
-        weights = [self._weights[rows] for rows in groups]
-        margins = [
-            (of.sum(axis=1).astype(int), of_tokens.sum(axis=0).astype(int))
-            for of, of_tokens in zip(fires, weights, strict=True)
-        ]
-        outer = sum(
-            self._outer(row[:, None], column[None], len(rows))
-            for rows, (row, column) in zip(groups, margins, strict=True)
-        )
-
-        def information(permuted: list[npt.NDArray[np.float32]], some: Counts) -> Floats:
-            """`[some, permutations, tokens]` from `[some, permutations, samples]` of each group."""
-            total = -outer[some][:, None]
-            for rows, of, of_tokens, (row, column) in zip(groups, permuted, weights, margins, strict=True):
-                both = (of.reshape(-1, len(rows)) @ of_tokens).astype(np.int64).reshape(*of.shape[:2], -1)
-                total = total + self._inner(both, row[some][:, None, None], column, len(rows))
-            return total
-
+        parts = [_Part(self, rows, latents) for rows in self._alike(known)]
         everyone = np.arange(len(latents))
-        observed = information([of[:, None] for of in fires], everyone)[:, 0]
-        observed[:, np.isin(self.selectable, known)] = -np.inf
-        token = observed.argmax(axis=1)
-        limit = observed[everyone, token] - 1e-9  # so that rounding decides nothing
-        orders = [np.argsort(keys[:, rows], axis=1) for rows in groups]
+        observed = np.sum([part.information(part.fires[:, None], everyone) for part in parts], axis=0)[:, 0]
+        observed[np.isin(self.selectable, known)] = -np.inf
+        token = observed.argmax(axis=0)
+        limit = observed[token, everyone] - 1e-9  # so that rounding decides nothing
+        orders = [part.within(self._orders) for part in parts]
         beyond, done = np.zeros(len(latents), np.int64), 0
-        widest = max(self.n, len(self.selectable), 1)
-        open_ = everyone
-        while done < PERMUTATIONS and len(open_):
-            most = max(_AT_ONCE // (len(open_) * widest), 1)
-            count = min(max(20, 4000 // len(open_)), most, PERMUTATIONS - done)
-            size = max(_AT_ONCE // (count * widest), 1)
-            for start in range(0, len(open_), size):
-                some = open_[start : start + size]
-                permuted = [of[some][:, order[done : done + count]] for of, order in zip(fires, orders, strict=True)]
-                found = information(permuted, some).max(axis=2)
-                beyond[some] += (found >= limit[some, None]).sum(axis=1)
-            done += count
-            open_ = open_[beyond[open_] < _BEYOND]
+        left = everyone
+        for stop in (_FEW, PERMUTATIONS):
+            size = max(_AT_ONCE // ((stop - done) * max(self.n, len(self.selectable))), 1)
+            for start in range(0, len(left), size):
+                some = left[start : start + size]
+                found = np.zeros((len(self.selectable), stop - done, len(some)))
+                for part, order in zip(parts, orders, strict=True):
+                    found += part.information(part.fires[:, some][order[:, done:stop]], some)
+                beyond[some] += (found.max(axis=0) >= limit[some]).sum(axis=0)
+            done, left = stop, left[beyond[left] < _BEYOND]
         return self.selectable[token], beyond < _BEYOND
 
     def _alike(self, known: tuple[int, ...]) -> list[Counts]:
@@ -161,12 +139,47 @@ class _Half:
         code = self.present[:, list(known)] @ (1 << np.arange(len(known)))
         return [np.flatnonzero(code == value) for value in np.unique(code)]
 
-    def _inner(self, both: Counts, row: Counts, column: Counts, n: int) -> Floats:
-        """Σ x ln x over the cells of tables."""
-        f = self._x_log_x
-        return np.asarray(f[both] + f[row - both] + f[column - both] + f[n - row - column + both])
 
-    def _outer(self, row: Counts, column: Counts, n: int) -> Floats:
-        """Σ x ln x over their margins, less n ln n: n times the information is `_inner` less this."""
-        f = self._x_log_x
-        return np.asarray(f[row] + f[n - row] + f[column] + f[n - column] - f[n])
+class _Part:
+    """Samples of a half that are alike in the tokens selected so far.
+
+    Attributes:
+        fires: `[samples, latents]` int32.
+    """
+
+    def __init__(self, half: _Half, rows: Counts, latents: Counts) -> None:
+        self.fires = half.active[np.ix_(rows, latents)].astype(np.int32)
+        by_sample = half._by_sample[rows]
+        self._by_token = by_sample.T.tocsr()
+        self._of_half = np.full(half.n, -1)
+        self._of_half[rows] = np.arange(len(rows))
+        n, f = len(rows), half._x_log_x
+        column = by_sample.sum(axis=0)
+        # n times the information is the sum of x ln x over the cells, less that over the margins. With the margins of a
+        # latent given, cells follow from one count, and two short tables serve: of its own samples, and of the others.
+        firing, self._row = np.unique(self.fires.sum(axis=0), return_inverse=True)
+        x = np.arange(n + 1)
+        self._firing, self._silent = (
+            f[x] + np.where(x <= total, f[np.maximum(total - x, 0)], 0.0)
+            for total in (firing[:, None], n - firing[:, None])
+        )
+        self._column = column[:, None, None]
+        self._tokens = (f[n] - f[column] - f[n - column])[:, None, None]
+        self._latents = f[firing] + f[n - firing]
+        self._n = n
+
+    def within(self, orders: Counts) -> Counts:
+        """`[samples, permutations]`: orders of these samples, from those of the half."""
+        place = self._of_half[orders]
+        return np.asarray(place[place >= 0].reshape(len(orders), -1).T)
+
+    def information(self, fires: npt.NDArray[np.int32], some: Counts) -> Floats:
+        """`[tokens, permutations, some]`: n times the information, of latents `[samples, permutations, some]`."""
+        both = (self._by_token @ fires.reshape(self._n, -1)).reshape(-1, *fires.shape[1:])
+        row = self._row[some]
+        start = row * (self._n + 1)
+        total: Floats = self._firing.take(both + start)
+        total += self._silent.take(start + self._column - both)
+        total += self._tokens
+        total -= self._latents[row]
+        return total

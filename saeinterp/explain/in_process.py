@@ -59,11 +59,13 @@ class InProcessChat:
             known = self._cache.get(key)
             if known is None:
                 with _LOCK:
-                    model = model or load_model(self._config, store=self._store)
-                    known = model.answer(batch)
-                self._cache.put(key, known)
-                for usage in (reply.usage for reply in known):
-                    spent = spent.plus(Spent(1, usage.prompt, usage.reply) if usage else Spent(1))
+                    known = self._cache.get(key)  # another thread may have had the same batch before
+                    if known is None:
+                        model = model or load_model(self._config, store=self._store)
+                        known = model.answer(batch)
+                        self._cache.put(key, known)
+                        for usage in (reply.usage for reply in known):
+                            spent = spent.plus(Spent(1, usage.prompt, usage.reply) if usage else Spent(1))
             replies += known
             report(len(replies), len(requests), "replies")
         return Completions(replies, sent=spent.requests, cached=len(requests) - spent.requests, spent=spent)

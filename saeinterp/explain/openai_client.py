@@ -40,7 +40,7 @@ class OpenAIChat:
         self._identity = llm_identity(config)
 
     def complete(self, requests: Sequence[Request], *, progress: Progress | None = None) -> Completions:
-        """Answer all requests; equal ones are sent once, known ones never.
+        """Answer all requests; equal ones are sent once, by all threads of a process together, known ones never.
 
         Raises:
             LLMError: The server is gone, refuses the key, does not serve the model, or answers nothing usable; or the
@@ -63,7 +63,8 @@ class OpenAIChat:
         if todo:
             known |= run_in_thread(sending.run())
         replies = [known[key] for key in keys]
-        return Completions(replies, sent=len(todo), cached=len(requests) - len(todo), spent=sending.spent)
+        sent = len(todo) - sending.shared
+        return Completions(replies, sent=sent, cached=len(requests) - sent, spent=sending.spent)
 
 
 def run_in_thread(work: Coroutine[Any, Any, T]) -> T:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from saeinterp.errors import ArtifactError
+from saeinterp.explain.in_flight import InFlight
 from saeinterp.explain.llm import Reply, Usage
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,15 @@ _OPEN_LOCK = threading.Lock()
 
 
 class ResponseCache:
-    """The replies below one folder; safe to share between threads."""
+    """The replies below one folder; safe to share between threads.
+
+    Attributes:
+        in_flight: What this process is asking now, of which the replies will be here.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.in_flight = InFlight()
         self._lock = threading.Lock()
         self._known: dict[str, list[Reply]] = {}
         self._read: dict[Path, int] = {}

@@ -165,15 +165,15 @@ def verdict_summary(verdicts: pl.DataFrame, scores: pl.DataFrame) -> dict[str, A
     }
 
 
-def coverage_summary(latents: Sequence[str], answers: Sequence[str]) -> dict[str, Any]:
-    """Counts per status, and the share of usable answers."""
-    usable = sum(status == "ok" for status in answers)
+def coverage_summary(latents: Sequence[str], found: Sequence[str], *, answers: str = "verdicts") -> dict[str, Any]:
+    """Counts per status of latents and of answers, and the share of usable answers."""
+    usable = sum(status == "ok" for status in found)
     return {
         "latents": dict(sorted(Counter(latents).items())),
-        "verdicts": dict(sorted(Counter(answers).items())),
-        "n": len(answers),
+        answers: dict(sorted(Counter(found).items())),
+        "n": len(found),
         "usable": usable,
-        "coverage": usable / len(answers) if answers else None,
+        "coverage": usable / len(found) if found else None,
     }
 
 

@@ -114,7 +114,8 @@ def score(
                 **summary,
             },
         )
-        space.counts = {"latents": scores.height, "verdicts": summary["n"], **request_counts(completions)}
+        answers = "windows" if config.kind == "simulation" else "verdicts"
+        space.counts = {"latents": scores.height, answers: summary["n"], **request_counts(completions)}
 
     return store.build(recipe, write)
 
@@ -178,7 +179,7 @@ def _simulated(
             }
         )
     scores = score_rows(found)
-    summary = coverage_summary(scores["status"].to_list(), table["status"].to_list())
+    summary = coverage_summary(scores["status"].to_list(), table["status"].to_list(), answers="windows")
     summary["macro"] = {"correlation": macro_estimate(scores["correlation"])._asdict()}
     return scores, summary, completions
 

@@ -64,12 +64,14 @@ class Sending:
 
     Attributes:
         spent: What the requests took so far.
+        shared: Requests that another thread of this process was asking already; its reply serves here too.
     """
 
     def __init__(
         self, config: LLMConfig, cache: ResponseCache, todo: dict[str, Request], *, before: int, report: Progress
     ) -> None:
         self.spent = Spent()
+        self.shared = 0
         self._config, self._cache, self._todo, self._before, self._report = config, cache, todo, before, report
         self._ledger = ledger_of(config)
         self._servers: list[Server] = []
@@ -142,16 +144,24 @@ class Sending:
 
     async def _work(self, server: Server) -> None:
         while not server.gone and (item := self._queue.take(server.number)) is not None:
+            if (stored := await self._claim(item[0])) is not None:
+                self.shared += 1
+                self._count(item[0], stored, final=True)
+                continue
             try:
                 reply, final = await self._ask(server, item[1])
+                if reply.status == "failed" and server.gone:  # it was given up meanwhile
+                    self._queue.give_back([item])
+                    return
+                if final:
+                    self._cache.append(item[0], [reply])
+                self._count(item[0], reply, final=final)
             except openai.APIConnectionError as error:
                 self._queue.give_back([item])
                 self._give_up(server, f"the server is gone ({one_line(str(error.__cause__ or error))})", "start it")
                 return
-            if reply.status == "failed" and server.gone:  # it was given up meanwhile
-                self._queue.give_back([item])
-                return
-            self._record(item[0], reply, final=final)
+            finally:
+                self._cache.in_flight.release(item[0])
             server.failed = [*server.failed, item] if reply.status == "failed" else []
             if len(server.failed) >= FAILURES_IN_A_ROW:
                 if any(not other.gone for other in self._servers if other is not server):
@@ -169,9 +179,17 @@ class Sending:
             raise _StopError(problem, remedy=f"{remedy}, then run the same command again", got=server.url)
         log.warning("%s: %s; its requests go to the other servers", server.url, problem)
 
-    def _record(self, key: str, reply: Reply, *, final: bool) -> None:
-        if final:
-            self._cache.append(key, [reply])
+    async def _claim(self, key: str) -> Reply | None:
+        """The reply that another thread got meanwhile; None where the request is this one's to ask, and to release."""
+        while (other := self._cache.in_flight.claim(key)) is not None:
+            await asyncio.wrap_future(other)
+        stored = self._cache.get(key)
+        if stored is None:
+            return None
+        self._cache.in_flight.release(key)
+        return stored[0]
+
+    def _count(self, key: str, reply: Reply, *, final: bool) -> None:
         self._unsynced.append((key, reply, final))
         self._wake.set()
 

@@ -21,6 +21,8 @@ from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
+from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
+from saeinterp.report.enrichment_tables import GRID_ROWS, grid_payload, plain_rows
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
@@ -51,7 +53,7 @@ NARROWEST = 0.05
 """Difference axes reach at least so far to both sides, so that nothing small is drawn large."""
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("payload.js", "table.js", "detail.js", "plots.js", "main.js")
+_SCRIPTS = ("payload.js", "table.js", "associated.js", "detail.js", "plots.js", "main.js")
 
 
 def render_dashboard(results: Results, tables: Path) -> str:
@@ -67,15 +69,18 @@ def render_dashboard(results: Results, tables: Path) -> str:
     section = results.explainers
     latents = read_table(tables, "latents") if section is not None else None
     plots = _figures(section, latents, tables)
+    associated = read_table(tables, "associated") if results.enrichment is not None else None
     embedded = {
         "lib-plotly": plotly_library() if plots else None,
-        "lib-tabulator": tabulator_library() if latents is not None else None,
+        "lib-tabulator": tabulator_library() if latents is not None or associated is not None else None,
     }
     libraries = {name: item for name, item in embedded.items() if item is not None}
     payload: dict[str, Any] = {"figures": [figure.payload() for figure in plots]}
     if section is not None and latents is not None:
         payload["latents"] = latent_payload(section, latents)
         payload["details"] = latent_details(latents, read_table(tables, "examples"))
+    if associated is not None:
+        payload["associated"] = grid_payload(associated)
     # In a scope of its own, so that a name here can never meet a library's.
     script = '"use strict";\n(() => {\n' + "".join(_asset(name) for name in _SCRIPTS) + "})();\n"
     template = _environment(results).get_template("report.html.jinja")
@@ -91,6 +96,8 @@ def render_dashboard(results: Results, tables: Path) -> str:
         tabulator_install=TABULATOR_INSTALL,
         latents=plain_latents(latents, PLAIN_ROWS) if latents is not None else [],
         latent_count=len(latents["id"]) if latents is not None else 0,
+        associated=plain_rows(associated, PLAIN_ROWS) if associated is not None else [],
+        grid_rows=GRID_ROWS,
         quick=_quick(latents["outcome"]) if latents is not None else [],
         axis=_axis(section) if section is not None else None,
         figures=plots,
@@ -103,6 +110,9 @@ def render_dashboard(results: Results, tables: Path) -> str:
         ranked_labels=RankedRow.model_fields,
         pair_labels=PairRow.model_fields,
         control_labels=ControlRow.model_fields,
+        rate_labels=RateRow.model_fields,
+        compared_labels=ComparedRate.model_fields,
+        category_labels=CategoryRow.model_fields,
         training_labels=LayerTraining.model_fields,
         retry=RETRY,
         absent=ABSENT,
@@ -232,10 +242,15 @@ def _sections(results: Results, plots: Sequence[figures.Figure], has_latents: bo
     """The navigation: what this page holds, in order."""
     explained = results.explainers is not None
     compared = results.models is not None
+    associated = results.enrichment is not None
     known = [
         ("failures", "Failures", bool(results.failures)),
+        ("interpretability", "Questions", results.interpretability is not None),
+        ("enrichment", "Rates", associated),
+        ("associated", "Latents and tokens", associated),
         ("ranking", "Ranking", results.pairs is not None),
         ("verdict", "A and B" if results.pairs is not None else "Verdict", explained),
+        ("scorers", "Second scorer", results.scorers is not None),
         ("table", "Outside table", results.scores_table is not None),
         ("models", "Models", compared and not explained),
         ("latents", "Latents", has_latents),

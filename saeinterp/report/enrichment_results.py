@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.values import Check, Difference, Fact, Model, Number, Side
 
 
@@ -87,6 +88,16 @@ class PresetSection(Model):
         headings = {"model": "Overall statistics", "layer": "By layer", "position": "By position"}
         groups = [(title, [row for row in self.rates if row.scope == scope]) for scope, title in headings.items()]
         return [group for group in groups if group[1]]
+
+    @property
+    def missing(self) -> list[tuple[str, list[str]]]:
+        """Reasons of missing numbers, each with the rates it is about."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.rates:
+            for number in (row.value, row.strata.mean, row.free.mean, row.strata.p, row.free.p):
+                if number.value is None and number.reason:
+                    reasons.setdefault(number.reason, []).append(row.title)
+        return [(reason, list(dict.fromkeys(titles))) for reason, titles in fold_reasons(reasons)]
 
 
 class SideFacts(Model):

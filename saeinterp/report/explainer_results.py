@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from saeinterp.compare.tables import SIMULATED
 from saeinterp.report.values import Check, Difference, Fact, Model, Number, Side
 from saeinterp.stats import Verdict
 
@@ -110,6 +111,11 @@ class ExplainerSection(Model):
     source: str
 
     @property
+    def simulated(self) -> bool:
+        """The scorer predicted activations: there are no verdicts, and always-yes means nothing."""
+        return self.metric == SIMULATED
+
+    @property
     def primary(self) -> MetricRow:
         """The row of the primary endpoint."""
         return next(row for row in self.rows if row.primary)
@@ -125,7 +131,7 @@ class RankedRow(Model):
     """Mean over the latents that every explainer was scored on."""
     higher_than: tuple[str, ...] = Field(title="Higher than", description="By tests adjusted over all pairs")
     floor: bool
-    coverage: Number = Field(title="Coverage", description="Share of examples with a usable verdict")
+    coverage: Number = Field(title="Coverage", description="Share of examples with a usable verdict, or prediction")
     failed: Number = Field(title="Failed", description="Latents whose explanation failed; they score as an empty one")
 
 
@@ -194,3 +200,44 @@ class PairsSection(Model):
     def explainers(self) -> list[RankedRow]:
         """The explainers in the order of their letters."""
         return sorted(self.ranking, key=lambda row: row.key)
+
+
+class JudgedRow(Model):
+    """Two explainers as one of two scorers judged them; the difference is b minus a."""
+
+    scorer: str
+    a: Number
+    b: Number
+    difference: Number
+    p: Number
+    p_holm: Number | None = None
+    """Adjusted over this scorer's pairs, where there are several."""
+    verdict: Verdict
+    verdict_words: str
+    source: str
+
+
+class TwiceJudgedRow(Model):
+    """Two explainers under both scorers, and whether these agree."""
+
+    title: str
+    judged: tuple[JudgedRow, JudgedRow]
+    same_sign: bool
+    same_verdict: bool
+    pearson: Number
+    """Of the per-latent differences under both scorers."""
+    spearman: Number
+
+
+class ScorersSection(Model):
+    """A second scorer beside that of the primary analysis."""
+
+    scorer: str
+    second_scorer: str
+    metric_title: str
+    alpha: float
+    pairs: tuple[TwiceJudgedRow, ...]
+    sentences: tuple[str, ...]
+    checks: tuple[Check, ...]
+    matched: bool
+    source: str

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from saeinterp.artifacts import Artifact
 from saeinterp.compare import ExplainerComparison, read_explainer_comparison
 from saeinterp.compare.results import CoverageResult, IntervalResult, MetricResult, PairedResult
+from saeinterp.compare.tables import SIMULATED
 from saeinterp.report.explainer_results import Control, ExplainerSection, Family, LayerScore, MetricRow, StatusCount
 from saeinterp.report.format import Style, short
 from saeinterp.report.values import Check, Difference, Fact, Number, Side
@@ -34,7 +35,7 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
         verdict_words=data.verdict_words,
         sentence=data.sentence,
         n_latents=data.n_latents,
-        rows=metric_rows(_measured(data), source),
+        rows=metric_rows(measured_metrics(data), source),
         controls=tuple(
             Control(
                 name=control.name,
@@ -139,9 +140,10 @@ def _holm(paired: PairedResult | None, source: str) -> Number | None:
     return None if paired is None or paired.p_holm is None else p_number(paired.p_holm, source, paired)
 
 
-def _measured(data: ExplainerComparison) -> Sequence[MetricResult]:
-    """All metrics; of an outside table, whose verdicts nobody counted, those that it holds."""
-    if data.coverage_a.share is not None or data.coverage_b.share is not None:
+def measured_metrics(data: ExplainerComparison) -> Sequence[MetricResult]:
+    """All metrics; without verdicts (of a simulation, of an outside table) those that there are."""
+    counted = data.coverage_a.share is not None or data.coverage_b.share is not None
+    if counted and data.metric != SIMULATED:
         return data.metrics
     return [item for item in data.metrics if item.primary or item.macro.mean_a is not None]
 
@@ -207,7 +209,7 @@ def _micro(metric: MetricResult, source: str) -> MetricRow:
 
 
 def coverage_number(coverage: CoverageResult, source: str) -> Number:
-    """The share of usable verdicts."""
+    """The share of usable verdicts, or of windows predicted."""
     return stored_number(
         coverage.share, source, style="share", n=coverage.examples, of="examples", reason=coverage.reason
     )

@@ -51,9 +51,10 @@ def findings(
 def _against_chance(section: ExplainerSection, outcomes: Sequence[str]) -> str:
     scored = [outcome for outcome in outcomes if outcome not in ("unscored", "failed")]
     both, a, b, neither = (scored.count(name) for name in ("both", "a-only", "b-only", "neither"))
+    floor = "0" if section.simulated else "the latent's always-yes value"
     return (
-        f"Of {plural(len(scored), 'latent')} explained and scored on both sides, {section.metric_title} exceeds the "
-        f"latent's always-yes value on both sides for {both}, only with {section.sides[0].title} for {a}, "
+        f"Of {plural(len(scored), 'latent')} explained and scored on both sides, {section.metric_title} exceeds "
+        f"{floor} on both sides for {both}, only with {section.sides[0].title} for {a}, "
         f"only with {section.sides[1].title} for {b}, with neither for {neither}."
     )
 

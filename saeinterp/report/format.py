@@ -19,6 +19,7 @@ Style = Literal[
     "fine-difference",
     "share",
     "points",
+    "points-spread",
     "percent",
     "fine-points",
     "nat-difference",
@@ -28,7 +29,7 @@ Style = Literal[
     "plain",
 ]
 """score 0.264 · difference +0.024 · fine-difference +0.0235 (of means, as in the sentences) · share 12.5% ·
-points +1.2 pp · percent 12.50% · fine-points +1.25 pp (of percent) · nat-difference +0.125 nat · count 1,152 ·
+points +1.2 pp · points-spread 1.2 pp · percent 12.50% · fine-points +1.25 pp (of percent) · nat-difference +0.125 nat · count 1,152 ·
 p 0.635 · rate 1.2e-04 · plain four digits."""
 
 MISSING = "NA"
@@ -36,6 +37,7 @@ _SIGNED: tuple[Style, ...] = ("difference", "fine-difference", "points", "fine-p
 _UNITS: dict[Style, str] = {
     "share": "%",
     "points": " pp",
+    "points-spread": " pp",
     "percent": "%",
     "fine-points": " pp",
     "nat-difference": " nat",
@@ -57,7 +59,7 @@ def number(value: float | int | None, style: Style) -> str:
     if style == "p":
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
     size = abs(value)
-    if style in ("share", "points"):
+    if style in ("share", "points", "points-spread"):
         text = f"{size * 100:.1f}"
     elif style in ("percent", "fine-points"):
         text = f"{size * 100:.2f}"

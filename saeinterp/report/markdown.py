@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saeinterp.health.grading.rules import GRADED
+from saeinterp.report.enrichment_results import ChanceCell
+from saeinterp.report.enrichment_tables import plain_rows
 from saeinterp.report.format import listing, markdown_text, number, plural, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.reasons import fold_reasons
@@ -49,14 +51,16 @@ def render_markdown(results: Results, tables: Path) -> str:
         keep_trailing_newline=True,
         finalize=lambda value: value if isinstance(value, Plain) else markdown_text(str(value)),
     )
-    environment.filters.update(num=_num, plural=plural, code=_code, safe=Plain)
+    environment.filters.update(num=_num, chance=_chance, plural=plural, code=_code, safe=Plain)
     latents = read_table(tables, "latents")
+    associated = read_table(tables, "associated")
     return environment.get_template("report.md.jinja").render(
         r=results,
         retry=RETRY,
         absent=ABSENT,
         latents=plain_latents(latents, LATENT_ROWS) if latents else [],
         latent_count=len(latents["id"]) if latents else 0,
+        associated=plain_rows(associated, LATENT_ROWS) if associated else [],
         health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
         grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
         missing=_missing(results),
@@ -67,6 +71,13 @@ def render_markdown(results: Results, tables: Path) -> str:
 def _num(item: Number) -> Plain:
     text, bounds = with_interval(item.value, item.low, item.high, item.style)
     return Plain(f"{text} {bounds}" if bounds else text)
+
+
+def _chance(cell: ChanceCell) -> Plain:
+    """Mean ± sd of a null."""
+    if cell.mean.value is None or cell.sd.value is None:
+        return _num(cell.mean)
+    return Plain(f"{_num(cell.mean)} ± {_num(cell.sd)}")
 
 
 def _code(text: str) -> Plain:

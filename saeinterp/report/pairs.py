@@ -20,6 +20,7 @@ from saeinterp.report.explainer_results import (
 from saeinterp.report.explainers import (
     capital,
     coverage_number,
+    measured_metrics,
     metric_rows,
     p_number,
     paired_difference,
@@ -116,7 +117,7 @@ def _pair(item: PairResult, comparison: Artifact, source: str) -> PairRow:
         sentence=item.sentence,
         better=tuple(stored_number(count, source, style="count", n=paired.n) for count in item.better),
         alone=None if alone is None else stored_number(alone.significant, source, style="count", n=alone.tested),
-        rows=metric_rows(stored.metrics, comparison.id),
+        rows=metric_rows(measured_metrics(stored), comparison.id),
         matched=item.matched,
         checks=tuple(Check(**row.model_dump()) for row in stored.comparability if not row.ok),
         source=comparison.id,

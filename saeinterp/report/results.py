@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saeinterp.report.explainer_results import ExplainerSection, PairsSection
+from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
+from saeinterp.report.explainer_results import ExplainerSection, PairsSection, ScorersSection
 from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection
 from saeinterp.report.values import Fact, Model, Number, Setting
 
-FORMAT = 3
+FORMAT = 4
 ABSENT = "not known"
 """A configuration value that a side does not have."""
 
@@ -118,7 +119,13 @@ class Results(Model):
     """Two explainers; of more, the pair whose latents are shown."""
     pairs: PairsSection | None = None
     """Three or more explainers: their ranking and every pair."""
+    scorers: ScorersSection | None = None
+    """A second scorer beside the first, where one judged too."""
     models: ModelSection | None
+    interpretability: InterpretabilitySection | None = None
+    """Two models by the latents that go with tokens."""
+    enrichment: EnrichmentSection | None = None
+    """Which latents of each model go with which tokens."""
     layers: tuple[LayerHealth, ...]
     grades: GradeSection | None = None
     """How many of four metrics pass, per layer and model."""

@@ -19,6 +19,9 @@ from saeinterp.report.lineage import Lineage
 from saeinterp.report.values import Setting
 from saeinterp.sae import adopted_from
 
+LISTED = 12
+"""As many names are written out."""
+
 
 def setup_lines(
     roots: Sequence[Artifact],
@@ -35,10 +38,15 @@ def setup_lines(
         ("Model under study", _each(lineage.of_kind(roots, "subject"), "subject.json", _subject)),
         ("SAEs", _each(lineage.of_kind(roots, "sae"), "training.json", _sae)),
         ("Corpus", _each(lineage.of_kind(roots, "corpus"), "corpus.json", _corpus)),
+        ("Problems", _each(lineage.of_kind(roots, "problems"), "problems.json", _problems)),
+        ("Positions", _each(_positional(lineage.of_kind(roots, "activations")), "cache.json", _positions)),
+        ("Tokens", _each(lineage.of_kind(roots, "concepts"), "concepts.json", _concepts)),
         ("Health measured on", _health(lineage.of_kind(roots, "health"))),
     ]
     if section is not None and comparison is not None:
-        comparisons = lineage.of_kind(roots, "explainer-comparison")
+        again = [lineage.inputs(item) for item in lineage.of_kind(roots, "scorer-agreement")]
+        by_second = {one.id: one for items in again for one in items[len(items) // 2 :]}
+        comparisons = [one for one in lineage.of_kind(roots, "explainer-comparison") if one.id not in by_second]
         scores = list({item.id: item for one in comparisons for item in lineage.inputs(one, "scores")}.values())
         sides: list[tuple[str, str]] = [(side.key, side.title) for side in section.sides]
         if pairs is not None:
@@ -46,7 +54,8 @@ def setup_lines(
         examples = lineage.of_kind(scores, "examples")
         lines += [
             ("Explainers", listing([f"{key.upper()}: {title}" for key, title in sides])),
-            ("Scorer", listing(list(dict.fromkeys(scorer_name(nodes(item)) or "" for item in scores)))),
+            ("Scorer", _scorers(comparisons, lineage)),
+            ("Second scorer", _scorers(list(by_second.values()), lineage)),
             ("Latents", f"{plural(section.n_latents, 'latent')} in the primary comparison"),
             ("Example sets", _grouped((item.name, _counts(lineage.counts(item))) for item in examples)),
             (
@@ -56,6 +65,11 @@ def setup_lines(
             ),
         ]
     return tuple(Setting(field=field, value=value) for field, value in lines if value)
+
+
+def _scorers(comparisons: Sequence[Artifact], lineage: Lineage) -> str:
+    names = [scorer_name(nodes(item)) or "" for one in comparisons for item in lineage.inputs(one, "scores")]
+    return listing(list(dict.fromkeys(names)))
 
 
 def _each(artifacts: Sequence[Artifact], file: str, describe: Callable[[Mapping[str, Any]], str]) -> str:
@@ -72,8 +86,13 @@ def _grouped(items: Iterable[tuple[str, str]]) -> str:
     parts = []
     for text, names in groups.items():
         named = list(dict.fromkeys(name for name in names if name))
-        parts.append(f"{listing(named)}: {text}" if named else text)
+        parts.append(f"{_listed(named)}: {text}" if named else text)
     return "; ".join(parts)
+
+
+def _listed(names: list[str]) -> str:
+    """All names, or of many the first and the last."""
+    return listing(names) if len(names) <= LISTED else f"{names[0]} to {names[-1]} ({len(names)})"
 
 
 def _subject(data: Mapping[str, Any]) -> str:
@@ -97,6 +116,30 @@ def _corpus(data: Mapping[str, Any]) -> str:
     sources = listing([_source(item) for item in data["sources"]])
     splits = ", ".join(f"{split} {number(count, 'count')}" for split, count in data["tokens"].items())
     return f"{sources}; tokens: {splits}"
+
+
+def _problems(data: Mapping[str, Any]) -> str:
+    counts, left = data["problems"], data["left_out"]
+    text = f"{data['source']}; {number(counts['health'], 'count')} for the associations, {number(counts['train'], 'count')} "
+    text += "for the SAEs"
+    gone = left["duplicates"] + sum(left["too_long"].values())
+    return f"{text}; {plural(gone, 'problem')} left out as too long or met twice" if gone else text
+
+
+def _positional(caches: Sequence[Artifact]) -> list[Artifact]:
+    return [item for item in caches if "positions" in read_json(item.file("cache.json"))]
+
+
+def _positions(data: Mapping[str, Any]) -> str:
+    chosen = data["positions"]
+    return f"{chosen['select']}: {listing(list(chosen['titles']))}; {data['semantics']}"
+
+
+def _concepts(data: Mapping[str, Any]) -> str:
+    return (
+        f"{plural(data['unique_tokens'], 'token')} by grammar {data['grammar']}, {number(data['tokens_per_problem'], 'plain')} "
+        f"a problem ({number(data['distinct_per_problem'], 'plain')} different ones)"
+    )
 
 
 def _source(item: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from saeinterp.artifacts import TIMING, Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
+from saeinterp.compare.interpretability_sides import read_associated
 from saeinterp.config import recipe_of
 from saeinterp.progress import Progress, silent
 from saeinterp.report.collect import (
@@ -29,20 +30,25 @@ from saeinterp.report.collect import (
     titles_of,
 )
 from saeinterp.report.dashboard import render_dashboard
+from saeinterp.report.enrichment import enrichment_section
+from saeinterp.report.enrichment_results import EnrichmentSection
+from saeinterp.report.enrichment_tables import associated_latents, rate_rows
 from saeinterp.report.explainers import explainer_section
 from saeinterp.report.findings import findings
 from saeinterp.report.grades import absorption_of, grade_section
+from saeinterp.report.interpretability import interpretability_section
 from saeinterp.report.latents import example_table, latent_table
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
 from saeinterp.report.pairs import adjusted, pairs_section
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
+from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 3
+VERSION = 4
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -57,8 +63,11 @@ def write_report_recipe(
     failures: Sequence[Failure],
     config: BaseModel,
     explainer_pairs: Ref | None = None,
+    scorer_agreement: Ref | None = None,
     grades: Mapping[str, Ref] = NONE,
     review: Ref | None = None,
+    enrichment: Mapping[str, Ref] = NONE,
+    interpretability: Ref | None = None,
 ) -> Recipe:
     """The recipe of a report.
 
@@ -67,6 +76,7 @@ def write_report_recipe(
         explainer_comparison: What `compare_explainers` makes, where explainers were compared; of several pairs the one
             whose latents are shown.
         explainer_pairs: What `compare_pairs` makes, where there are three or more explainers.
+        scorer_agreement: What `compare_scorers` makes, where a second scorer judged too.
         model_comparison: What `compare_models` makes, where models (or model and control) were compared.
         health: Model title to its `health` artifacts, in the order of the report.
         saes: Model title to its `sae` artifacts.
@@ -74,8 +84,12 @@ def write_report_recipe(
         config: The run's configuration, printed in full.
         grades: Model title to its `grades` artifact, where layers were graded.
         review: The review of an outside table, where the grades or scores are of one.
+        enrichment: Model title to its `enrichment` artifact, where latents were associated with tokens; a control with
+            random weights is a model of its own.
+        interpretability: What `compare_interpretability` makes, where two models were compared so.
     """
-    given = [item for item in (explainer_comparison, explainer_pairs, model_comparison, review) if item is not None]
+    parts = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
+    given = [item for item in parts if item is not None]
     return Recipe(
         kind="report",
         name=re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "report",
@@ -84,15 +98,18 @@ def write_report_recipe(
             "title": title,
             "explainer_comparison": explainer_comparison is not None,
             "explainer_pairs": explainer_pairs is not None,
+            "scorer_agreement": scorer_agreement is not None,
             "model_comparison": model_comparison is not None,
             "health": [[side, len(items)] for side, items in health.items()],
             "saes": [[side, len(items)] for side, items in saes.items()],
             "grades": list(grades),
             "review": review is not None,
+            "enrichment": list(enrichment),
+            "interpretability": interpretability is not None,
             "failures": [failure.model_dump() for failure in failures],
             "config": recipe_of(config),
         },
-        inputs=(*given, *_flat(health), *_flat(saes), *grades.values()),
+        inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values()),
     )
 
 
@@ -107,8 +124,11 @@ def write_report(
     config: BaseModel,
     store: ArtifactStore,
     explainer_pairs: Artifact | None = None,
+    scorer_agreement: Artifact | None = None,
     grades: Mapping[str, Artifact] = NONE,
     review: Artifact | None = None,
+    enrichment: Mapping[str, Artifact] = NONE,
+    interpretability: Artifact | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
@@ -124,6 +144,7 @@ def write_report(
         title=title,
         explainer_comparison=explainer_comparison,
         explainer_pairs=explainer_pairs,
+        scorer_agreement=scorer_agreement,
         model_comparison=model_comparison,
         health=health,
         saes=saes,
@@ -131,14 +152,16 @@ def write_report(
         config=config,
         grades=grades,
         review=review,
+        enrichment=enrichment,
+        interpretability=interpretability,
     )
 
     def write(space: Workspace) -> None:
         report(0, 3, "parts of the report")
         lineage = Lineage(store)
-        given = (explainer_comparison, explainer_pairs, model_comparison, review)
+        given = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
         roots = [item for item in given if item is not None]
-        roots += [*_flat(health), *_flat(saes), *grades.values()]
+        roots += [*_flat(health), *_flat(saes), *grades.values(), *enrichment.values()]
         tables = space.out / "tables"
         tables.mkdir()
         latents = None
@@ -154,6 +177,7 @@ def write_report(
             section = adjusted(section, pairs) if section is not None else None
             shutil.copyfile(explainer_pairs.file("latents.parquet"), tables / "explainers.parquet")
         models = model_section(model_comparison) if model_comparison is not None else None
+        associated = _associated(enrichment, tables) if enrichment else None
         titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
         absorption = absorption_of(grades)
         layers = tuple(
@@ -169,7 +193,10 @@ def write_report(
             setup=setup_lines(roots, lineage, comparison=explainer_comparison, section=section, pairs=pairs),
             explainers=section,
             pairs=pairs,
+            scorers=None if scorer_agreement is None else scorers_section(scorer_agreement),
             models=models,
+            interpretability=interpretability_section(interpretability) if interpretability is not None else None,
+            enrichment=associated,
             layers=layers,
             grades=grade_section(grades, review=review),
             scores_table=scores_table(review, store),
@@ -179,7 +206,10 @@ def write_report(
                 for item in items
             ),
             failures=tuple(failures),
-            findings=findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
+            findings=(
+                *(line for preset in (associated.presets if associated else ()) for line in preset.findings),
+                *findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
+            ),
             provenance=provenance(roots, lineage, config),
         )
         write_json(space.out / "results.json", results.model_dump(mode="json"))
@@ -201,6 +231,15 @@ def render(folder: Path) -> None:
     results = Results.model_validate(read_json(folder / "results.json"))
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
+
+
+def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentSection:
+    """The section of associations, its tables written."""
+    read = {title: read_associated(artifact) for title, artifact in enrichment.items()}
+    latents = associated_latents(read)
+    write_table(tables, "associated", latents)
+    write_rows(tables, "rates", rate_rows(read))
+    return enrichment_section(read, latents)
 
 
 def _flat(sides: Mapping[str, Sequence[T]]) -> list[T]:

@@ -8,7 +8,7 @@ from saeinterp.subject.devices import fast_bfloat16, resolve_device, resolve_dty
 from saeinterp.subject.hookpoints import blocks, capture, module_path, resolve, splice
 from saeinterp.subject.models import Subject, load_subject, load_tokenizer, subject_info, subject_width
 from saeinterp.subject.position_capture import collect_positions, collect_positions_recipe
-from saeinterp.subject.positions import site_names
+from saeinterp.subject.positions import Selector, parse_select, site_names
 from saeinterp.subject.preparing import prepare_subject, prepare_subject_recipe
 from saeinterp.subject.problems import Problems, build_problems, build_problems_recipe, read_problems
 from saeinterp.subject.shards import activation_bytes
@@ -21,6 +21,7 @@ __all__ = [
     "ContextBatch",
     "Contexts",
     "Problems",
+    "Selector",
     "Subject",
     "activation_bytes",
     "batches",
@@ -40,6 +41,7 @@ __all__ = [
     "load_subject",
     "load_tokenizer",
     "module_path",
+    "parse_select",
     "prepare_subject",
     "prepare_subject_recipe",
     "read_contexts",

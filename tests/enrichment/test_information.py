@@ -120,7 +120,7 @@ def test_stopping_early_decides_as_all_permutations_do() -> None:
                 rows = np.flatnonzero(holds[:, 0] == value)
                 permuted[rows] = permuted[rows[np.argsort(key[rows])]]
             above += max(_given_first(permuted, holds, token) for token in range(1, 15)) >= observed - 1e-12
-        decided.append((1 + above) / 200 <= 0.05)
+        decided.append((1 + above) / (information.PERMUTATIONS + 1) <= 0.05)
     assert [len(steps.tokens) > 1 for steps in found] == decided
     assert 5 < sum(decided) < 55
 

@@ -10,8 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from explain.conftest import served_by
@@ -20,8 +23,10 @@ from explain.oracle import Answer, Oracle, completion, usage
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import LLMConfig, ServingConfig
 from saeinterp.errors import LLMError
-from saeinterp.explain import Completions, Message, Request, open_llm, request_key
+from saeinterp.explain import Completions, Message, Request, ResponseCache, llm_identity, open_llm, request_key
 from saeinterp.explain.llm import llm_recipe
+from saeinterp.explain.sending import Sending
+from saeinterp.progress import silent
 
 
 def questions(count: int, *, start: int = 0) -> list[Request]:
@@ -307,3 +312,61 @@ def test_the_recipe_holds_what_changes_replies_and_nothing_of_where_they_come_fr
     }
     for change in ({"temperature": 1.0}, {"seed": 1}, {"max_tokens": 9}, {"structured": False}, {"revision": "r"}):
         assert llm_recipe(config.model_copy(update=change)) != llm_recipe(config)
+
+
+def test_equal_requests_of_two_tasks_at_once_are_sent_once(store: ArtifactStore) -> None:
+    with Oracle(delay=0.05) as oracle, ThreadPoolExecutor(3) as pool:
+        config = served_by(oracle, concurrency=4)
+        tasks = [pool.submit(ask, config, store, questions(10, start=start)) for start in (0, 0, 5)]
+        found = [task.result() for task in tasks]
+    assert oracle.requests == 15
+    assert sum(item.sent for item in found) == 15
+    assert sum(item.cached for item in found) == 15
+    assert sum(item.spent.requests for item in found) == 15
+    assert found[0].replies == found[1].replies
+    assert found[0].replies[5:] == found[2].replies[:5]
+
+
+def test_a_task_that_waits_for_another_asks_itself_where_that_one_failed(store: ArtifactStore) -> None:
+    arrived = threading.Event()
+
+    def trouble(number: int, body: dict[str, Any]) -> Answer | None:
+        if number > 1:
+            return None
+        arrived.set()
+        time.sleep(0.2)
+        return Answer(400, error("odd prompt"))
+
+    with Oracle(trouble=trouble) as oracle, ThreadPoolExecutor(2) as pool:
+        request = questions(1)
+        first = pool.submit(ask, served_by(oracle), store, request)
+        assert arrived.wait(10)
+        second = pool.submit(ask, served_by(oracle), store, request)
+        assert second.result().replies[0].text == "Yes"
+        with pytest.raises(LLMError, match="refuses every request"):
+            first.result()
+    assert oracle.requests == 2
+
+
+def test_a_task_that_waits_for_another_asks_itself_where_that_one_is_cancelled(store: ArtifactStore) -> None:
+    arrived = threading.Event()
+
+    def trouble(number: int, body: dict[str, Any]) -> Answer | None:
+        if number == 1:
+            arrived.set()
+            time.sleep(3)
+        return None
+
+    async def leave_early(config: LLMConfig) -> None:
+        key = request_key(questions(1)[0], identity=llm_identity(config))
+        cache = ResponseCache.at(store.root / "llm-cache")
+        sending = Sending(config, cache, {key: questions(1)[0]}, before=0, report=silent)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sending.run(), timeout=1)
+
+    with Oracle(trouble=trouble) as oracle, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(asyncio.run, leave_early(served_by(oracle)))
+        assert arrived.wait(10)
+        found = pool.submit(ask, served_by(oracle), store, questions(1)).result()
+        first.result()
+    assert (found.sent, found.replies[0].text, oracle.requests) == (1, "Yes", 2)

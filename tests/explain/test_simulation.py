@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from explain.oracle import Answer, Oracle, completion, simulation
 from scipy import stats
 
 from saeinterp.artifacts import Artifact, ArtifactStore, read_json
+from saeinterp.compare import compare_explainers
+from saeinterp.config import CompareExplainersConfig, ComparisonConfig, ScorerConfig
 from saeinterp.errors import LLMError
 from saeinterp.explain import Reply, control_explanations, predicted_activations, simulation_correlation
+from saeinterp.report import write_report
 
 
 def row_of(**digits: float) -> tuple[float, ...]:
@@ -119,7 +123,7 @@ def test_windows_that_were_refused_cost_coverage_only(road: Road, store: Artifac
     assert summary["coverage_ok"] is False
     assert scored(scores)["correlation"].min() > 0.999
     refused = pl.read_parquet(scores.file("simulations.parquet")).filter(status="error")
-    assert refused["predicted"].null_count() == refused.height == summary["verdicts"]["error"]
+    assert refused["predicted"].null_count() == refused.height == summary["windows"]["error"]
     assert refused["error"].str.contains("maximum context length").all()
 
 
@@ -129,3 +133,35 @@ def test_a_server_without_log_probabilities_of_prompts_is_named(road: Road, stor
         oracle.trouble = lambda number, body: Answer(body=json.dumps(completion("0")))
         with pytest.raises(LLMError, match="prompt log-probabilities"):
             road.score(explanations, oracle, store, kind="simulation")
+
+
+def test_a_report_of_simulations_shows_what_they_give_and_no_verdicts(road: Road) -> None:
+    store = ArtifactStore(road.examples.path.parent.parent)  # a report reads the examples too
+    with Oracle() as oracle:
+        written = road.explain(oracle, store)
+        empty = control_explanations(written, control="empty", seed=0, store=store)
+        scores = [road.score(item, oracle, store, kind="simulation") for item in (empty, written)]
+    config = CompareExplainersConfig(
+        comparison=ComparisonConfig(metric="correlation"), scorer=ScorerConfig(kind="simulation")
+    )
+    comparison = compare_explainers(scores[:1], scores[1:], {}, config=config.comparison, store=store)
+    report = write_report(
+        title="Simulated",
+        explainer_comparison=comparison,
+        model_comparison=None,
+        health={},
+        saes={},
+        failures=(),
+        config=config,
+        store=store,
+    )
+    section = read_json(report.file("results.json"))["explainers"]
+    assert [(row["metric"], row["level"]) for row in section["rows"]] == [("correlation", "macro")]
+    text = report.file("report.md").read_text()
+    assert "Coverage (share of windows predicted): A 100.0%, B 100.0%" in text
+    assert "Windows predicted: empty 144 of 144 (100.0%); oracle 144 of 144 (100.0%)." in text
+    assert "verdict" not in re.sub(r"## Provenance.*", "", text, flags=re.DOTALL)
+    page = report.file("report.html").read_text()
+    assert '<th scope="row">Difference, bounds from unusable verdicts</th>' not in page
+    assert "Always-yes</th>" not in page
+    assert "always answering yes" not in page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,7 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from planted import CLASSES, FILLERS, WORDS_PER_CLASS
+from planted import CLASSES
+from planted_problems import write_planted_problems
 
 from saeinterp.artifacts import ArtifactStore, read_json
 from saeinterp.config import CompareInterpretabilityConfig, CorrelateTokensConfig, parse_config
@@ -24,32 +23,20 @@ Cli = Callable[..., "CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Problems whose second and fourth word of the reasoning are of known classes, which are their tags."""
-    path = tmp_path_factory.mktemp("problems") / "planted-train.jsonl"
-    source = random.Random(0)
-
-    def word(name: str) -> str:
-        return f"{name}{source.randrange(WORDS_PER_CLASS)}"
-
-    def filler() -> str:
-        return f"w{source.randrange(FILLERS)}"
-
-    with path.open("w") as file:
-        for _ in range(900):
-            first, second = source.choice(CLASSES), source.choice(CLASSES)
-            row = {
-                "question": " ".join(filler() for _ in range(source.randint(3, 8))),
-                "answer": f"{filler()} {word(first)} {filler()} {word(second)}",
-                "tags": [f"first-{first}", f"second-{second}"],
-            }
-            file.write(json.dumps(row) + "\n")
-    return path
+    return write_planted_problems(tmp_path_factory.mktemp("problems") / "planted-train.jsonl")
 
 
 @pytest.fixture
 def values(planted_folder: Path, problems: Path) -> dict[str, Any]:
     """Six SAEs of two layers and three slots would be too many: two layers, two slots."""
     return {
-        "corpus": {"source": {"name": str(problems)}, "tags_column": "tags", "samples": 400},
+        "corpus": {
+            "source": {"name": str(problems)},
+            "id_column": "id",
+            "tags_column": "tags",
+            "samples": 400,
+            "max_tokens": 128,
+        },
         "positions": {"select": "even:2@cot"},
         "capture": {"hookpoints": ["layers.0", "layers.2"]},
         "training": {
@@ -97,7 +84,7 @@ def test_latents_go_with_the_planted_tokens_of_their_own_position(
 
     rates = read_json(folder / "rates.json")["rates"]
     (whole,) = (row for row in rates if row["scope"] == "model" and row["rate"] == "monosemantic")
-    assert whole["low"] <= whole["value"] <= whole["high"]
+    assert whole["value"] >= 0.8
     assert {name: null["mean"] for name, null in whole["nulls"].items()} == pytest.approx(
         {"free": 0.0, "strata": 0.0}, abs=0.02
     )

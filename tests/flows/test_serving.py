@@ -198,10 +198,10 @@ def judges(names: str, model: str) -> dict[str, ScorerConfig]:
 
 def test_explainers_of_one_model_stand_together_and_those_whose_model_judges_come_last() -> None:
     given = explainers(a="large", b="small", c="large", d=None)
-    assert in_serving_order(given, judges("abcd", "other")) == ["a", "c", "b", "d"]
-    assert in_serving_order(given, judges("abcd", "large")) == ["b", "d", "a", "c"]
+    assert in_serving_order(given, [judges("abcd", "other")]) == ["a", "c", "b", "d"]
+    assert in_serving_order(given, [judges("abcd", "large")]) == ["b", "d", "a", "c"]
     own = {name: ScorerConfig(llm=item.llm) for name, item in given.items()}
-    assert in_serving_order(given, {**own, **judges("d", "small")}) == ["a", "c", "d", "b"]
+    assert in_serving_order(given, [{**own, **judges("d", "small")}]) == ["a", "c", "d", "b"]
 
 
 def test_servers_that_are_attached_keep_the_order_given() -> None:
@@ -211,4 +211,4 @@ def test_servers_that_are_attached_keep_the_order_given() -> None:
         explainer_b=ExplainerConfig(label="y", llm=attached),
         scorer=ScorerConfig(llm=attached),
     )
-    assert in_serving_order(config.explainers, dict.fromkeys("ab", config.scorer)) == ["a", "b"]
+    assert in_serving_order(config.explainers, [dict.fromkeys("ab", config.scorer)]) == ["a", "b"]

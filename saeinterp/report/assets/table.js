@@ -97,7 +97,7 @@ async function makeTable(data, openDetail) {
     for (const [part, role] of Object.entries(roles)) byId("latent-grid").querySelector(`.tabulator-${part}`).setAttribute("role", role);
     announce();
     holdStillWhilePressed(table);
-    keepLayout(table);
+    keepLayout(table, byId("latent-grid"));
   });
   /* A redraw (after a resize, say) takes rows out and puts them back, which would drop the focus. */
   let held = null;
@@ -174,8 +174,7 @@ function holdStillWhilePressed(table) {
 }
 
 /* Fit the columns and rows to a new width; a table that is out of sight (as in print) has none and waits. */
-function keepLayout(table) {
-  const grid = byId("latent-grid");
+function keepLayout(table, grid) {
   let width = grid.clientWidth;
   new ResizeObserver(() => {
     if (!grid.clientWidth || grid.clientWidth === width) return;
