@@ -210,13 +210,15 @@ def _cost(recipe: Recipe, inputs: dict[str, Any], config: BaseModel, plan: Plan)
     if count is None:
         return Cost()
     if recipe.kind == "explanations" and _asked(inputs.get("config")):
-        return Cost(requests=count)
+        return Cost(requests=count * inputs["config"].samples)
     if recipe.kind == "scores":
         together = 1 if inputs["config"].kind == "simulation" else inputs["config"].together
         per_latent = (
             examples.score_activating + examples.score_random + examples.score_similar + examples.score_near_miss
         )
-        return Cost(requests=count * math.ceil(per_latent / together))
+        written = made.get(getattr(inputs["explanations"], "folder", ""))
+        samples = written.samples if isinstance(written, ExplainerConfig) else 1
+        return Cost(requests=count * samples * math.ceil(per_latent / together))
     return Cost()
 
 

@@ -40,6 +40,7 @@ def planted_side(
     texts: str = "problem",
     select: str = "even:2@cot",
     grammar: str = "canonical",
+    tokens: Sequence[str] = TOKENS,
     presets: Sequence[str] = PRESETS,
     draws: int = DRAWS,
 ) -> Artifact:
@@ -47,14 +48,15 @@ def planted_side(
 
     Args:
         bound: Share of latents that fire with a token of their own.
+        tokens: Texts of the twelve tokens.
         seed: SAE training seed.
         draws: Permutations of each null, and half-samples.
     """
     names = list(ids) if ids is not None else [f"train_{index}" for index in range(SAMPLES)]
     subject = _subject(store, name, blocks, width, weights)
-    problems = _problems(store, subject, names, texts)
+    problems = _problems(store, subject, names, texts, rows)
     present = np.random.default_rng(5).random((len(names), len(TOKENS))) < np.linspace(0.35, 0.08, len(TOKENS))
-    concepts = _concepts(store, problems, subject, present, names, grammar)
+    concepts = _concepts(store, problems, subject, present, names, grammar, tokens)
     hookpoints = [f"layers.{layer}" for layer in layers]
     cache = _put(
         store,
@@ -103,7 +105,7 @@ def _subject(store: ArtifactStore, name: str, blocks: int, width: int, weights: 
     return _put(store, "subject", f"{name}-{weights}".replace(" ", "-"), write, weights=weights, title=name)
 
 
-def _problems(store: ArtifactStore, subject: Artifact, names: Sequence[str], texts: str) -> Artifact:
+def _problems(store: ArtifactStore, subject: Artifact, names: Sequence[str], texts: str, rows: int) -> Artifact:
     def write(space: Workspace) -> None:
         frame = pl.DataFrame(
             {
@@ -115,23 +117,29 @@ def _problems(store: ArtifactStore, subject: Artifact, names: Sequence[str], tex
             }
         )
         frame.write_parquet(space.out / "problems.parquet")
-        counts = {"health": len(names), "train": 800}
+        counts = {"health": len(names), "train": rows}
         left = {"duplicates": 0, "too_long": {"train": 2, "health": 0}}
         write_json(space.out / "problems.json", {"source": "planted", "problems": counts, "left_out": left})
 
-    settings = recipe_of(ProblemsConfig(samples=len(names)))
+    settings = recipe_of(ProblemsConfig(samples=len(names), training=rows))
     return _put(
         store, "problems", "planted", write, subject, **settings, ids=crc32(repr(list(names)).encode()), texts=texts
     )
 
 
 def _concepts(
-    store: ArtifactStore, problems: Artifact, subject: Artifact, present: Any, names: Sequence[str], grammar: str
+    store: ArtifactStore,
+    problems: Artifact,
+    subject: Artifact,
+    present: np.ndarray,
+    names: Sequence[str],
+    grammar: str,
+    tokens: Sequence[str],
 ) -> Artifact:
     def write(space: Workspace) -> None:
-        texts = [f"{token}.0" if grammar == "seed" else token for token in TOKENS]
-        categories = ["operator" if token in "*+" else "number" for token in TOKENS]
-        numbers = np.arange(len(TOKENS), dtype=np.int32)
+        texts = [f"{token}.0" if grammar == "seed" else token for token in tokens]
+        categories = ["operator" if token in "*+" else "number" for token in tokens]
+        numbers = np.arange(len(tokens), dtype=np.int32)
         vocabulary = {"token": numbers, "text": texts, "category": categories, "samples": present.sum(0)}
         pl.DataFrame(vocabulary).write_parquet(space.out / "vocabulary.parquet")
         sample, token = (item.astype(np.int32) for item in np.nonzero(present))
@@ -139,11 +147,20 @@ def _concepts(
         samples = {"sample": np.arange(len(names), dtype=np.int32), "id": list(names)}
         counted = pl.Series(present.sum(1).astype(np.int32))
         pl.DataFrame(samples).with_columns(count=counted).write_parquet(space.out / "samples.parquet")
-        facts = {"grammar": grammar, "counted": "annotations", "samples": len(names), "unique_tokens": len(TOKENS)}
+        facts = {"grammar": grammar, "counted": "annotations", "samples": len(names), "unique_tokens": len(tokens)}
         means = {"tokens_per_problem": 3.5, "distinct_per_problem": float(present.sum(1).mean())}
-        write_json(space.out / "concepts.json", {**facts, **means, "vocabulary": len(TOKENS), "without_tokens": 0})
+        write_json(space.out / "concepts.json", {**facts, **means, "vocabulary": len(tokens), "without_tokens": 0})
 
-    return _put(store, "concepts", "planted", write, problems, subject, **recipe_of(ConceptsConfig(grammar=grammar)))
+    return _put(
+        store,
+        "concepts",
+        "planted",
+        write,
+        problems,
+        subject,
+        words=list(tokens),
+        **recipe_of(ConceptsConfig(grammar=grammar)),
+    )
 
 
 def _sae(store: ArtifactStore, cache: Artifact, site: str, latents: int, k: int, seed: int, rows: int) -> Artifact:

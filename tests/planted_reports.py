@@ -61,7 +61,9 @@ class World:
     explainers: Artifact | None = None
     third: bool = False
     self_scored: bool = False
+    second_scorer: bool = False
     pairs: Artifact | None = None
+    agreement: Artifact | None = None
     models: Artifact | None = None
     grades: dict[str, Artifact] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ class World:
             "title": "SmolLM2 135M and top-tokens as explainers",
             "explainer_comparison": self.explainers,
             "explainer_pairs": self.pairs,
+            "scorer_agreement": self.agreement,
             "model_comparison": self.models,
             "health": self.health,
             "saes": self.saes,
@@ -293,11 +296,12 @@ def _health(
 
 
 def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifact) -> Artifact:
-    from saeinterp.compare import compare_explainers, compare_pairs
+    from saeinterp.compare import compare_explainers, compare_pairs, compare_scorers
 
     names = {"a": "SmolLM2 135M", "b": "top-tokens", "permuted": "permuted", "empty": "empty"}
     names |= {"c": "SmolLM2 360M"} if world.third else {}
-    scores: dict[str, list[Artifact]] = {name: [] for name in names}
+    judges = ["", "judge-2"] if world.second_scorer else [""]
+    scores: dict[tuple[str, str], list[Artifact]] = {(judge, side): [] for judge in judges for side in names}
     for hookpoint, sae in zip(world.hookpoints, world.saes[SUBJECT]):
         frame = _examples(world, hookpoint)
         latents = put(world.store, "latents", hookpoint, _json("latents.json", {}), cache, sae, hookpoint=hookpoint)
@@ -316,34 +320,40 @@ def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifa
                 sae,
                 **_explainer_config(side, hookpoint),
             )
-            scores[side].append(
-                put(
-                    world.store,
-                    "scores",
-                    f"{name.lower().replace(' ', '-')}-{hookpoint}",
-                    _write_scores(world, frame, labels, hookpoint, side),
-                    explanations,
-                    examples,
-                    kind="detection",
-                    threshold=0.5,
-                    llm={"model": _judge(world, side), "temperature": 0.0},
+            for judge in judges:
+                scores[judge, side].append(
+                    put(
+                        world.store,
+                        "scores",
+                        f"{name.lower().replace(' ', '-')}-{hookpoint}",
+                        _write_scores(world, frame, labels, hookpoint, side, judge=judge),
+                        explanations,
+                        examples,
+                        kind="detection",
+                        threshold=0.5,
+                        llm={"model": judge or _judge(world, side), "temperature": 0.0},
+                    )
                 )
-            )
-    controls = {name: scores[name] for name in ("permuted", "empty")}
     config = ComparisonConfig(bootstrap=200)
     together = list(combinations([side for side in names if len(side) == 1], 2))
-    made = {
-        f"{a}{b}": compare_explainers(
-            scores[a],
-            scores[b],
-            controls,
-            config=config,
-            self_scored=world.self_scored,
-            pairs=len(together),
-            store=world.store,
-        )
-        for a, b in together
-    }
+    compared = [
+        {
+            f"{a}{b}": compare_explainers(
+                scores[judge, a],
+                scores[judge, b],
+                {name: scores[judge, name] for name in ("permuted", "empty")},
+                config=config,
+                self_scored=world.self_scored and not judge,
+                pairs=len(together),
+                store=world.store,
+            )
+            for a, b in together
+        }
+        for judge in judges
+    ]
+    made = compared[0]
+    if world.second_scorer:
+        world.agreement = compare_scorers(made, compared[1], config=config, store=world.store)
     if world.third:
         world.pairs = compare_pairs(made, config=config, store=world.store)
     return made["ab"]
@@ -453,12 +463,12 @@ def _write_explanations(labels: list[tuple[int, str | None]], name: str) -> Call
 
 
 def _write_scores(
-    world: World, frame: pl.DataFrame, labels: list[tuple[int, str | None]], hookpoint: str, side: str
+    world: World, frame: pl.DataFrame, labels: list[tuple[int, str | None]], hookpoint: str, side: str, *, judge: str
 ) -> Callable[[Workspace], None]:
     """Verdicts with a hit rate of the side and the latent; scores follow from them."""
 
     def write(space: Workspace) -> None:
-        rng = np.random.default_rng(crc32(f"{hookpoint} {side}".encode()))
+        rng = np.random.default_rng(crc32(f"{hookpoint} {side}{judge}".encode()))
         # What makes a latent hard makes it hard for both sides.
         hard = np.random.default_rng(5).normal(0, 0.12, world.latents)
         skill = {"a": 0.72, "b": 0.66, "c": 0.93, "permuted": 0.52, "empty": 0.5}[side]

@@ -13,7 +13,6 @@ from saeinterp.compare.explainers import (
     compare_explainers_recipe,
     read_explainer_comparison,
 )
-from saeinterp.compare.interpretability import compare_interpretability, compare_interpretability_recipe
 from saeinterp.compare.interpretability import (
     compare_interpretability,
     compare_interpretability_recipe,
@@ -40,8 +39,6 @@ __all__ = [
     "comparability_row",
     "compare_explainers",
     "compare_explainers_recipe",
-    "compare_interpretability",
-    "compare_interpretability_recipe",
     "compare_interpretability",
     "compare_interpretability_recipe",
     "compare_models",

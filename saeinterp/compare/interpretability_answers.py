@@ -158,7 +158,7 @@ def _seen(row: RateDifference, larger: str, names: tuple[str, str], pairing: Pai
     if larger == "a":
         ends = (None if ends[1] is None else -ends[1], None if ends[0] is None else -ends[0])
     words = {
-        "chance": "neither rate is distinguishable from chance, so the sign says nothing",
+        "chance": "not distinguishable from chance, so the sign says nothing",
         "inconclusive": "no detectable difference",
         "different": "lower for the larger model" if change < 0 else "higher for the larger model",
     }

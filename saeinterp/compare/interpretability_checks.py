@@ -89,9 +89,9 @@ def _pair_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     models = [item.subject for item in (a, b)]
     for field in ("d_model", "num_layers", "vocab_size"):
         x, y = (model.manifest.get("counts", {}).get(field) if model else None for model in models)
-        rows.append(_soft(field, x, y))
-    rows.append(_soft("compute type", *(model.config.get("dtype") if model else None for model in models)))
-    rows.append(_soft("package versions", _versions(a.node), _versions(b.node)))
+        rows.append(_soft(field, (x, y)))
+    rows.append(_soft("compute type", [model.config.get("dtype") if model else None for model in models]))
+    rows.append(_soft("package versions", [_versions(item.node) for item in (a, b)]))
     return rows
 
 
@@ -99,10 +99,10 @@ def _problem_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     left, right = (set(problem_ids(item)) for item in (a, b))
     shared = left & right
     note = f"{len(shared):,} problems are on both sides" if left != right else ""
-    rows = [_hard("problems analysed", *(f"{len(ids):,} ({_digest(sorted(ids))})" for ids in (left, right)), note)]
+    rows = [_hard("problems analysed", [f"{len(ids):,} ({_digest(sorted(ids))})" for ids in (left, right)], note)]
     texts = [_texts(item, shared) for item in (a, b)]
     if None not in texts and shared:
-        rows.append(_hard("text of the shared problems", *texts, "the same ids, other problems"))
+        rows.append(_hard("text of the shared problems", texts, "the same ids, other problems"))
     return rows
 
 
@@ -124,7 +124,7 @@ def _vocabulary_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
         path = concepts.path / "vocabulary.parquet" if concepts else None
         texts = pl.read_parquet(path, columns=["text"])["text"].to_list() if path and path.exists() else None
         shown.append(None if texts is None else f"{len(texts):,} tokens ({_digest(sorted(texts))})")
-    return [_hard("vocabulary", *shown)]
+    return [_hard("vocabulary", shown)]
 
 
 def _layer_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
@@ -132,14 +132,14 @@ def _layer_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     semantics = [_semantics(item) for item in (a, b)]
     slots = [", ".join(dict.fromkeys(site.title for site in item.sites)) for item in (a, b)]
     rows = [
-        _hard("hook", *hooks),
-        _hard("layer semantics", *semantics),
-        _hard("position slots", *slots),
-        _soft("layers", *(", ".join(item.hookpoints) for item in (a, b))),
+        _hard("hook", hooks),
+        _hard("layer semantics", semantics),
+        _hard("position slots", slots),
+        _soft("layers", [", ".join(item.hookpoints) for item in (a, b)]),
     ]
     left, right = depths(a), depths(b)
     if left is None or right is None:
-        return [*rows, _hard("relative depth", *(None if item is None else "known" for item in (left, right)))]
+        return [*rows, _hard("relative depth", [None if item is None else "known" for item in (left, right)])]
     shown = [", ".join(f"{depth:.2f}" for depth in found.values()) for found in (left, right)]
     paired = len(layer_pairs(a, b))
     row = ComparabilityRow(
@@ -164,11 +164,11 @@ def _size_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     ]
     note = "firing rates follow from it, and rates of association from them"
     return [
-        _soft("k", *k),
-        _soft("latents per SAE", *sizes),
-        _close("k / latents", ratios[0], ratios[1], note),
-        _close("latents / width", expansions[0], expansions[1], "a larger dictionary splits features further"),
-        _close("rows of SAE training", *(_training_rows(item) for item in (a, b)), "", style=",.0f"),
+        _soft("k", k),
+        _soft("latents per SAE", sizes),
+        _close("k / latents", ratios, note),
+        _close("latents / width", expansions, "a larger dictionary splits features further"),
+        _close("rows of SAE training", [_training_rows(item) for item in (a, b)], "", style=",.0f"),
     ]
 
 
@@ -178,30 +178,28 @@ def _training_rows(item: Associated) -> list[float] | None:
     return None if not rows or None in rows else [float(value) for value in rows]
 
 
-def _close(
-    field: str, a: Sequence[float] | None, b: Sequence[float] | None, note: str, *, style: str = ".3g"
-) -> ComparabilityRow:
+def _close(field: str, sides: Sequence[Sequence[float] | None], note: str, *, style: str = ".3g") -> ComparabilityRow:
     """A hard row of numbers per SAE: their means agree within `CLOSE`."""
-    shown, means = [], []
-    for values in (a, b):
+    shown: list[str | None] = []
+    means = []
+    for values in sides:
         if not values:
             shown.append(None)
             continue
         low, high = format(min(values), style), format(max(values), style)
         shown.append(low if low == high else f"{low} to {high}")
         means.append(math.fsum(values) / len(values))
+    row = _hard(field, shown, note)
     if len(means) < 2:
-        return _hard(field, *shown, note)
+        return row
     ok = math.isclose(*means, rel_tol=CLOSE)
-    return ComparabilityRow(
-        field=field, a=str(shown[0]), b=str(shown[1]), severity="hard", ok=ok, note="" if ok else note
-    )
+    return row.model_copy(update={"ok": ok, "note": "" if ok else note})
 
 
 def _step_rows(step: str, kind: str, a: Node | None, b: Node | None) -> list[ComparabilityRow]:
     """One row per setting that differs, else one row for the step; the code's version is a setting too."""
     if a is None or b is None or not a.manifest or not b.manifest:
-        return [_hard(step, a and a.id, b and b.id, GONE)]
+        return [_hard(step, (a and a.id, b and b.id), GONE)]
     first, second = ({**node.config, "code version": node.manifest["version"]} for node in (a, b))
     rows = []
     for key, x, y in differing(first, second):
@@ -209,8 +207,8 @@ def _step_rows(step: str, kind: str, a: Node | None, b: Node | None) -> list[Com
             continue
         soft = key in _SOFT.get(kind, ()) or key.startswith("launch.")
         make = _soft if soft else _hard
-        rows.append(make(f"{step} {key.removeprefix('training.')}", shown_value(x), shown_value(y)))
-    return rows or [_hard(step, "equal settings", "equal settings")]
+        rows.append(make(f"{step} {key.removeprefix('training.')}", (shown_value(x), shown_value(y))))
+    return rows or [_hard(step, ("equal settings", "equal settings"))]
 
 
 def _semantics(item: Associated) -> str | None:
@@ -238,11 +236,13 @@ def _digest(items: Iterable[Any]) -> str:
     return hashlib.sha256(repr(list(items)).encode()).hexdigest()[:8]
 
 
-def _hard(field: str, a: object, b: object, note: str = "") -> ComparabilityRow:
+def _hard(field: str, sides: Sequence[object], note: str = "") -> ComparabilityRow:
+    a, b = sides
     return comparability_row(field, a, b, severity="hard", note="" if a == b else note)
 
 
-def _soft(field: str, a: object, b: object, note: str = "") -> ComparabilityRow:
+def _soft(field: str, sides: Sequence[object], note: str = "") -> ComparabilityRow:
+    a, b = sides
     return comparability_row(field, a, b, severity="soft", note="" if a == b else note)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from saeinterp.compare.interpretability_draws import MAXIMUM, NULLS, Drawn, difference_chance, draw_maximum
-from saeinterp.compare.interpretability_rates import Pairing, at_chance
+from saeinterp.compare.interpretability_rates import Pairing
 from saeinterp.compare.interpretability_results import LargestPair, Maximum, SideMaximum
 from saeinterp.compare.interpretability_sides import Associated
-from saeinterp.compare.interpretability_words import chosen_null
+from saeinterp.compare.interpretability_words import at_chance, chosen_null
 from saeinterp.stats import number, p_text, signed
 
 LARGEST = 10

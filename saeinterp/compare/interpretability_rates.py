@@ -1,7 +1,8 @@
 """Rates of two models, and their differences: with an interval over problems, and with what chance gives for them.
 
-The surprising choice: a difference is first held against its null. Where neither side is above chance the verdict is
-`chance`, however narrow the interval: rates that follow from how often latents fire differ between any two models.
+The surprising choice: a difference is first held against its null. Where neither side is above chance, or chance gives
+differences as large, the verdict is `chance`, however narrow the interval: rates that follow from how often latents
+fire differ between any two models.
 """
 
 from __future__ import annotations
@@ -23,17 +24,15 @@ from saeinterp.compare.interpretability_draws import (
     draw_rate,
 )
 from saeinterp.compare.interpretability_results import (
-    Chance,
     DifferenceVerdict,
     ModelDifference,
-    Null,
     RateDifference,
     Scope,
     SideRate,
 )
 from saeinterp.compare.interpretability_sides import Associated, layer_pairs, position_slots
-from saeinterp.compare.interpretability_words import chosen_null, is_category, rate_sentence, rate_title
-from saeinterp.compare.sides import MIN_SEEDS, Side
+from saeinterp.compare.interpretability_words import both_at_chance, chosen_null, rate_sentence, rate_title
+from saeinterp.compare.sides import MIN_SEEDS
 from saeinterp.stats import Component, component_interval, mean_component
 
 OVER_ALL = ("interpretable", "monosemantic")
@@ -90,17 +89,6 @@ def compare_rates(
     return tuple(_difference(a, b, preset, rate, place, pairing) for place in places(a[0], b[0]) for rate in common)
 
 
-def at_chance(rate: str, value: float | None, nulls: Mapping[Null, Chance], alpha: float) -> bool | None:
-    """Whether a value is not above its null, of a category not outside of its null's range; None without a null."""
-    found = chosen_null(nulls)
-    if found is None or found[1].p is None or value is None:
-        return None
-    null = found[1]
-    if is_category(rate) and null.low is not None and null.high is not None:
-        return null.low <= value <= null.high
-    return found[1].p > alpha
-
-
 def _difference(
     a: Sequence[Associated], b: Sequence[Associated], preset: str, rate: str, place: Place, pairing: Pairing
 ) -> RateDifference:
@@ -122,7 +110,6 @@ def _difference(
     if difference is not None and min(len(left.values), len(right.values)) >= MIN_SEEDS:
         models = _models(difference, left, right, spread, _halves(drawn), pairing.alpha)
     ends = (low, high) if models is None else (models.low, models.high)
-    verdict, higher = _verdict(rate, difference, ends, left, right, pairing.alpha)
     row = RateDifference(
         preset=preset,
         rate=rate,
@@ -143,10 +130,13 @@ def _difference(
         excess_high=excess[2],
         by_chance=by_chance,
         models=models,
-        verdict=verdict,
-        higher=higher,
+        verdict=None,
+        higher=None,
         sentence="",
     )
+    verdict = _verdict(row, ends, pairing.alpha)
+    higher = None if verdict != "different" or difference is None else "b" if difference > 0 else "a"
+    row = row.model_copy(update={"verdict": verdict, "higher": higher})
     return row.model_copy(update={"sentence": rate_sentence(row, names=pairing.names, alpha=pairing.alpha)})
 
 
@@ -167,8 +157,8 @@ def _side(side: Sequence[Associated], preset: str, rate: str, place: Place, inde
     excess = None
     if rate in OVER_ALL and value is not None and chance and chance.mean is not None and chance.mean < 1:
         excess = (value - chance.mean) / (1 - chance.mean)
-    shares = [row.get("vocabulary_share") for row in rows]
-    share = None if None in shares else math.fsum(shares) / len(shares)
+    shares = [share for row in rows if (share := row.get("vocabulary_share")) is not None]
+    share = math.fsum(shares) / len(shares) if len(shares) == len(rows) else None
     return SideRate(
         value=value,
         reason=reason,
@@ -260,21 +250,16 @@ def _models(difference: float, a: SideRate, b: SideRate, spread: float, halves: 
     return ModelDifference(low=low, high=high, method=method, saes=saes, reason=reason)
 
 
-def _verdict(
-    rate: str,
-    difference: float | None,
-    ends: tuple[float | None, float | None],
-    a: SideRate,
-    b: SideRate,
-    alpha: float,
-) -> tuple[DifferenceVerdict | None, Side | None]:
+def _verdict(row: RateDifference, ends: tuple[float | None, float | None], alpha: float) -> DifferenceVerdict | None:
+    """`chance` where neither rate is above its null, or the null gives differences as large."""
     low, high = ends
-    if difference is None:
-        return None, None
-    if all(at_chance(rate, side.value, side.nulls, alpha) for side in (a, b)):
-        return "chance", None
+    if row.difference is None:
+        return None
+    if both_at_chance(row, alpha):
+        return "chance"
     if low is None or high is None:
-        return None, None
+        return None
     if low <= 0 <= high:
-        return "inconclusive", None
-    return "different", "b" if difference > 0 else "a"
+        return "inconclusive"
+    expected = chosen_null(row.by_chance)
+    return "chance" if expected and expected[1].p is not None and expected[1].p > alpha else "different"

@@ -19,7 +19,7 @@ Null = Literal["free", "strata"]
 """Rows of the token matrix permuted freely, or among problems with about as many concept tokens."""
 Scope = Literal["model", "layer", "position"]
 DifferenceVerdict = Literal["different", "inconclusive", "chance"]
-"""`chance`: neither side is above what its null gives, so nothing follows from the difference."""
+"""`chance`: neither side is above what its null gives, or the null gives differences as large: nothing follows."""
 
 
 class Chance(Result):

@@ -65,6 +65,22 @@ def chosen_null(nulls: Mapping[Null, Chance]) -> tuple[Null, Chance] | None:
     return None
 
 
+def at_chance(rate: str, value: float | None, nulls: Mapping[Null, Chance], alpha: float) -> bool | None:
+    """Whether a value is not above its null, of a category not outside of its null's range; None without a null."""
+    found = chosen_null(nulls)
+    if found is None or found[1].p is None or value is None:
+        return None
+    null = found[1]
+    if is_category(rate) and null.low is not None and null.high is not None:
+        return null.low <= value <= null.high
+    return found[1].p > alpha
+
+
+def both_at_chance(row: RateDifference, alpha: float) -> bool:
+    """Whether neither rate is distinguishable from its null."""
+    return all(at_chance(row.rate, side.value, side.nulls, alpha) for side in (row.a, row.b))
+
+
 def side_text(side: SideRate) -> str:
     """A rate with its counts, or why there is none."""
     if side.value is None:
@@ -106,8 +122,10 @@ def _chance_text(row: RateDifference) -> str:
 
 
 def _verdict_text(row: RateDifference, names: tuple[str, str], alpha: float) -> str:
-    if row.verdict == "chance":
+    if row.verdict == "chance" and both_at_chance(row, alpha):
         return f"neither rate is distinguishable from chance ({_ps(row)}), so nothing about the models follows"
+    if row.verdict == "chance":
+        return "chance gives differences as large, so nothing about the models follows"
     if row.verdict is None:
         return f"not tested ({row.reason})" if row.reason else "not tested"
     if row.verdict == "inconclusive":

@@ -221,6 +221,11 @@ def _mean(totals: Floats) -> Floats:
 
 
 def _worst_and_best(metric: str, side: Side) -> tuple[Floats, Floats] | None:
+    if side.samples:
+        limits = [found for part in side.samples if (found := _worst_and_best(metric, part)) is not None]
+        if len(limits) < len(side.samples):
+            return None
+        return np.mean([low for low, _ in limits], axis=0), np.mean([high for _, high in limits], axis=0)
     if side.counts is None or side.unusable is None:
         return None
     tp, fp, tn, fn = side.counts.T

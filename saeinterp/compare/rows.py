@@ -66,7 +66,7 @@ def latent_table(
         columns["difference"] = sides[1].metrics[config.metric] - sides[0].metrics[config.metric]
     for letter, side, one in zip("ab", sides, tables):
         columns |= _side_extras(letter, side)
-        if one.verdicts is not None:
+        if one.verdicts is not None and one.samples is None:
             limits = document_intervals(
                 one.verdicts,
                 keys,
@@ -108,7 +108,7 @@ def latent_table(
 
 def _side_extras(letter: str, side: Side) -> dict[str, Floats]:
     extras: dict[str, Floats] = {}
-    if side.counts is not None:
+    if side.counts is not None and not side.samples:
         for name, column in zip(("tp", "fp", "tn", "fn"), side.counts.T):
             extras[f"{name}_{letter}"] = column.astype(np.int64)
     if side.usable is not None and side.examples is not None:
@@ -116,7 +116,7 @@ def _side_extras(letter: str, side: Side) -> dict[str, Floats]:
         extras[f"usable_{letter}"] = side.usable.astype(np.int64)
         with np.errstate(invalid="ignore", divide="ignore"):
             extras[f"coverage_{letter}"] = side.usable / side.examples
-    if side.counts is not None and side.unusable is not None:
+    if side.counts is not None and side.unusable is not None and not side.samples:
         tp, fp, tn, fn = side.counts.T
         on_true, on_false = side.unusable.T
         extras[f"f1_{letter}_worst"] = classification(tp, fp + on_false, tn, fn + on_true).f1

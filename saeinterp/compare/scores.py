@@ -37,6 +37,7 @@ from saeinterp.compare.pooled import (
 )
 from saeinterp.compare.results import ConfigurationDifference, ExplainerComparison, MetricResult, PairedResult
 from saeinterp.compare.rows import latent_names, latent_table
+from saeinterp.compare.sampled import SEVERAL, side_of
 from saeinterp.compare.strata import strata_results
 from saeinterp.compare.summaries import (
     by_hookpoint,
@@ -55,7 +56,6 @@ from saeinterp.compare.tables import (
     ScoreTable,
     Side,
     fill_failed,
-    side_columns,
     with_status,
 )
 from saeinterp.compare.wording import DESCRIPTIONS, TITLES, macro_title, primary_sentence, sentences
@@ -107,8 +107,8 @@ def compare_scores(
         a, b = replace(a, title=f"{a.title} (A)"), replace(b, title=f"{b.title} (B)")
     a, b = (fill_failed(table, controls.get("empty")) for table in (a, b))
     selected, keys, unmatched = _latents(a, b)
-    side_a, side_b = side_columns(a, keys), side_columns(b, keys)
-    control_sides = {name: side_columns(table, keys) for name, table in controls.items()}
+    side_a, side_b = side_of(a, keys), side_of(b, keys)
+    control_sides = {name: side_of(table, keys) for name, table in controls.items()}
     firings = _firings(a, b, keys)
 
     macros = {name: macro_of(name, side_a, side_b, config=config) for name in METRICS}
@@ -129,7 +129,8 @@ def compare_scores(
         )
     )
     both = None
-    if a.verdicts is not None and b.verdicts is not None:
+    several = a.samples is not None or b.samples is not None
+    if a.verdicts is not None and b.verdicts is not None and not several:
         both = paired_verdicts(a.verdicts, b.verdicts, keys)
     verdicts = verdict_level(both, seed=config.seed) if both is not None else None
     mcnemar = mcnemar_per_latent(both, keys, seed=config.seed) if both is not None else None
@@ -219,7 +220,7 @@ def compare_scores(
             strata_results(a.verdicts, b.verdicts, keys, draws=config.bootstrap, alpha=config.alpha, seed=config.seed)
         ),
         verdicts=verdict_result(verdicts, adjusted.get(("verdicts", ""))),
-        verdicts_reason=None if verdicts is not None else "no example has a usable verdict on both sides",
+        verdicts_reason=(None if verdicts else SEVERAL if several else "no example has a usable verdict on both sides"),
         mcnemar=mcnemar_result(mcnemar, mcnemar_holm, latent_names(keys), alpha=config.alpha),
         families=tuple(
             families(

@@ -39,12 +39,15 @@ class ScoreTable:
         scores: `hookpoint`, `latent`, and any of the columns of `scores.parquet`; `status` defaults to `scored`.
         verdicts: Rows of `verdicts.parquet` with a `hookpoint` column.
         floor: The side uses no model (top-tokens, a control).
+        samples: Rows of `samples.parquet` with a `hookpoint` column, where latents have several explanations; then
+            `scores` are their means, and `verdicts` too have a column `sample`.
     """
 
     title: str
     scores: pl.DataFrame
     verdicts: pl.DataFrame | None = None
     floor: bool = False
+    samples: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in KEY if name not in self.scores.columns]
@@ -77,6 +80,7 @@ class Side:
         examples: Examples per latent [n].
         usable: Of those, with a usable verdict [n].
         failed: Whether the explanation failed [n].
+        samples: The same for each explanation of a latent, where there are several; counts are then means over them.
     """
 
     title: str
@@ -87,6 +91,7 @@ class Side:
     examples: Floats | None
     usable: Floats | None
     failed: np.ndarray
+    samples: tuple[Side, ...] = ()
 
 
 def read_score_table(artifacts: Sequence[Artifact]) -> ScoreTable:
@@ -97,7 +102,7 @@ def read_score_table(artifacts: Sequence[Artifact]) -> ScoreTable:
     """
     if not artifacts:
         raise DataError("a side has no scores", field="comparison", expected="one scores artifact per hookpoint")
-    scores, verdicts = [], []
+    scores, verdicts, samples = [], [], []
     for artifact in artifacts:
         table = pl.read_parquet(artifact.file("scores.parquet"))
         if not len(table):
@@ -110,12 +115,15 @@ def read_score_table(artifacts: Sequence[Artifact]) -> ScoreTable:
         if (artifact.path / "verdicts.parquet").exists():
             rows = pl.read_parquet(artifact.file("verdicts.parquet"))
             verdicts.append(rows.drop("hookpoint", strict=False).with_columns(hookpoint=pl.lit(hookpoints[0])))
+        if (artifact.path / "samples.parquet").exists():
+            samples.append(pl.read_parquet(artifact.file("samples.parquet")))
     title, floor = _name(artifacts[0])
     return ScoreTable(
         title,
         pl.concat(scores, how="diagonal_relaxed"),
         pl.concat(verdicts, how="diagonal_relaxed") if verdicts else None,
         floor=floor,
+        samples=pl.concat(samples) if samples else None,
     )
 
 

@@ -70,6 +70,9 @@ class ExplainerConfig(Config):
     """Show the tokens that the decoder direction promotes and suppresses most."""
     chain_of_thought: bool = False
     """Ask for reasoning before the label; raise `llm.max_tokens` with it."""
+    samples: int = Field(1, ge=1)
+    """Explanations per latent, each with a sampling seed of its own; a latent's score is their mean. Beyond one,
+    `llm.temperature` must be above 0."""
 
     @property
     def title(self) -> str:
@@ -80,6 +83,16 @@ class ExplainerConfig(Config):
             return self.kind
         model = self.llm.model.rstrip("/").rsplit("/", 1)[-1]
         return model if self.kind == "llm" else f"{model} ({self.kind})"
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> ExplainerConfig:
+        if self.samples > 1 and self.kind == "top-tokens":
+            raise ValueError(f"samples: {self.samples} of 'top-tokens' would be the same, since it draws nothing")
+        if self.samples > 1 and self.llm.temperature == 0:
+            raise ValueError(
+                f"samples: {self.samples} at llm.temperature 0 would be the same; set a temperature above 0, as in 0.7"
+            )
+        return self
 
 
 class ScorerConfig(Config):

@@ -20,11 +20,10 @@ from saeinterp.config.enrichment import ConceptsConfig
 from saeinterp.enrichment.concepts import ANNOTATED, Token, count_annotations, text_grammar
 from saeinterp.errors import DamagedArtifactError, DataError
 from saeinterp.progress import Progress, silent
-from saeinterp.subject.models import load_tokenizer
+from saeinterp.subject import Problems, load_tokenizer, read_problems
 
 VERSION = 1
 KIND = "concepts"
-_COLUMNS = ["sample", "id", "split", "reasoning", "tags", "token_ids", "cot_start", "cot_stop"]
 
 
 class Concepts(NamedTuple):
@@ -75,20 +74,19 @@ def build_concepts(
     report = progress or silent
 
     def write(space: Workspace) -> None:
-        table = pl.read_parquet(problems.file("problems.parquet"), columns=_COLUMNS)
-        table = table.filter(pl.col("split") == "health").sort("sample")
+        samples = read_problems(problems, split="health")
         rows: list[int] = []
         tokens: list[int] = []
         totals: list[int] = []
         numbers: dict[Token, int] = {}
-        for row, found in enumerate(_tokens(table, subject, config)):
+        for row, found in enumerate(_tokens(samples, subject, config)):
             totals.append(len(found))
             rows += [row] * len(found)
             tokens += [numbers.setdefault(token, len(numbers)) for token in found]
             if row % 100 == 0:
-                report(row, table.height, "problems")
+                report(row, len(samples), "problems")
         if not numbers:
-            raise _nothing(config, table.height)
+            raise _nothing(config, len(samples))
         pairs = np.unique(np.stack([rows, tokens]), axis=1)
         held = np.bincount(pairs[1], minlength=len(numbers))
         names = list(numbers)
@@ -104,28 +102,27 @@ def build_concepts(
                 "samples": held[order].astype(np.int32),
             }
         )
-        samples = table["sample"].cast(pl.Int32)
-        counts = _steps(table, totals, config)
-        present = pl.DataFrame({"sample": samples.to_numpy()[kept[0]], "token": place[kept[1]].astype(np.int32)}).sort(
-            "sample", "token"
-        )
+        present = pl.DataFrame({"sample": samples.samples[kept[0]], "token": place[kept[1]].astype(np.int32)})
+        present = present.sort("sample", "token")
+        counts = _steps(samples, totals, config)
+        listed = pl.DataFrame({"sample": samples.samples, "id": samples.ids, "count": counts})
         vocabulary.write_parquet(space.out / "vocabulary.parquet", compression="zstd")
         present.write_parquet(space.out / "present.parquet", compression="zstd")
-        table.select(samples, "id", count=counts).write_parquet(space.out / "samples.parquet", compression="zstd")
+        listed.write_parquet(space.out / "samples.parquet", compression="zstd")
         facts = {
             "grammar": config.grammar,
             "counted": "annotations" if config.grammar in ANNOTATED else "tokens",
-            "samples": table.height,
+            "samples": len(samples),
             "unique_tokens": len(names),
             "vocabulary": len(order),
             "categories": dict(vocabulary["category"].value_counts().sort("category").iter_rows()),
-            "tokens_per_problem": sum(totals) / table.height,
-            "distinct_per_problem": pairs.shape[1] / table.height,
+            "tokens_per_problem": sum(totals) / len(samples),
+            "distinct_per_problem": pairs.shape[1] / len(samples),
             "without_tokens": sum(total == 0 for total in totals),
         }
         write_json(space.out / "concepts.json", facts)
         space.counts = {name: facts[name] for name in ("samples", "unique_tokens", "vocabulary", "without_tokens")}
-        report(table.height, table.height, "problems")
+        report(len(samples), len(samples), "problems")
 
     return store.build(build_concepts_recipe(problems, subject, config=config), write)
 
@@ -161,24 +158,24 @@ def read_concepts(artifact: Artifact) -> Concepts:
     )
 
 
-def _tokens(table: pl.DataFrame, subject: Artifact, config: ConceptsConfig) -> Iterator[list[Token]]:
-    """The tokens of each sample, repeats included."""
+def _tokens(problems: Problems, subject: Artifact, config: ConceptsConfig) -> Iterator[list[Token]]:
+    """The tokens of each problem, repeats included."""
     if config.grammar == "column":
-        if table["tags"].null_count() == table.height:
+        if all(tags is None for tags in problems.tags):
             raise DataError(
                 "the problems have no tags",
                 field="concepts.grammar",
                 got="column",
                 next_step="name the column that holds them: corpus.tags_column",
             )
-        for tags in table["tags"]:
-            yield [Token(tag, "tag") for tag in ([] if tags is None else tags) if tag]
+        for tags in problems.tags:
+            yield [Token(tag, "tag") for tag in tags or () if tag]
     elif config.grammar == "tokens":
         spelling = _Spelling(load_tokenizer(subject))
-        for ids, start, stop in table.select("token_ids", "cot_start", "cot_stop").iter_rows():
-            yield [Token(spelling[token], "token") for token in ids[start:stop]]
+        for ids, cot in zip(problems.token_ids, problems.cot, strict=True):
+            yield [Token(spelling[token], "token") for token in ids[cot.start : cot.stop].tolist()]
     else:
-        yield from map(text_grammar(config), table["reasoning"])
+        yield from map(text_grammar(config), problems.reasonings)
 
 
 class _Spelling(dict[int, str]):
@@ -198,10 +195,10 @@ class _Spelling(dict[int, str]):
         return text
 
 
-def _steps(table: pl.DataFrame, totals: Sequence[int], config: ConceptsConfig) -> pl.Series:
-    if config.grammar in ANNOTATED:
-        totals = [count_annotations(text) for text in table["reasoning"]]
-    return pl.Series(totals, dtype=pl.Int32)
+def _steps(problems: Problems, totals: Sequence[int], config: ConceptsConfig) -> npt.NDArray[np.int32]:
+    """Of each problem its annotations, or its tokens."""
+    annotated = config.grammar in ANNOTATED
+    return np.array([count_annotations(text) for text in problems.reasonings] if annotated else totals, np.int32)
 
 
 def _nothing(config: ConceptsConfig, samples: int) -> DataError:

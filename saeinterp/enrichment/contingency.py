@@ -199,7 +199,7 @@ def _reachable(limits: Sequence[tuple[int, Limits]]) -> Counts:
         possible = limit.above <= np.minimum(margins.rows[:, None], margins.columns)
         if limit.below is not None:
             possible |= limit.below >= 0
-        reachable |= possible.any(axis=0)[margins.column]
+        reachable |= np.logical_or.reduce(possible, axis=0)[margins.column]
     return np.flatnonzero(reachable)
 
 

@@ -77,7 +77,7 @@ class PublishedFlags:
     def __init__(self, margins: Margins, categories: npt.NDArray[np.str_]) -> None:
         self.limits = keeping_limits(margins)
         largest = np.minimum(margins.rows[:, None], margins.columns[None]) - 1  # no cell is empty
-        self.testable = (self.limits.above <= largest).any(axis=0)[margins.column]
+        self.testable = np.logical_or.reduce(self.limits.above <= largest, axis=0)[margins.column]
         self._margins, self._categories = margins, categories
 
     def flagged(self, pairs: Pairs, draw: Draw) -> Flagged:
@@ -110,7 +110,7 @@ class RobustFlags:
         self._margins, self._family = margins, robust_family(margins, margins.columns[margins.column])
         self._tests = latent_tests(margins, self._family)
         self.limits = tested_limits(margins, self._family)
-        self.testable = possible_pairs(margins, self._family).any(axis=0)[margins.column]
+        self.testable = np.logical_or.reduce(possible_pairs(margins, self._family), axis=0)[margins.column]
 
     def flagged(self, pairs: Pairs, draw: Draw) -> Flagged:
         """Of pairs that reach the limits."""

@@ -41,8 +41,16 @@ class Steps(NamedTuple):
     @property
     def share(self) -> float:
         """The first token's share of all information; NaN where there is none."""
+        return self._part(self.information[0])
+
+    @property
+    def next_share(self) -> float:
+        """The largest share of another token; 0 where none is selected, NaN where there is no information."""
+        return self._part(max(self.information[1:], default=0.0))
+
+    def _part(self, information: float) -> float:
         total = sum(self.information)
-        return self.information[0] / total if total > 0 else float("nan")
+        return information / total if total > 0 else float("nan")
 
 
 def stepwise_information(
@@ -87,99 +95,106 @@ class _Half:
     """Half of the samples."""
 
     def __init__(self, active: Booleans, present: Booleans, rows: Booleans, selectable: Counts, seed: int) -> None:
-        self.active, self.present = active[rows], present[rows]
-        self.selectable = selectable
-        self.n = len(self.active)
-        size = np.arange(self.n + 1, dtype=np.float64)
+        self._active, self._present = active[rows], present[rows]
+        self._selectable = selectable
+        self._n = len(self._active)
+        size = np.arange(self._n + 1, dtype=np.float64)
         self._x_log_x = size * np.log(np.maximum(size, 1.0))
-        # Sparse, since a sample holds few tokens, and since threads of many small dense products wait for each other.
-        self._by_sample = sparse.csr_array(self.present[:, selectable], dtype=np.int32)
-        self._orders = np.argsort(np.random.default_rng(seed).random((PERMUTATIONS, self.n)), axis=1)
+        self._by_sample = sparse.csr_array(self._present[:, selectable], dtype=np.int32)
+        self._owner = np.repeat(np.arange(self._n), np.diff(self._by_sample.indptr))
+        self._orders = np.argsort(np.random.default_rng(seed).random((PERMUTATIONS, self._n)), axis=1)
 
     def given(self, latents: Counts, known: tuple[int, ...], tokens: Counts) -> Floats:
         """`[latents]`: corrected information about a token each, given others."""
-        total, cells = np.zeros(len(latents)), np.zeros(len(latents))
+        group, groups = self._alike(known)
+        place = group[:, None] + groups * np.arange(len(latents))
+        cell = 4 * place + 2 * self._active[:, latents] + self._present[:, tokens]
+        table = np.bincount(cell.ravel(), minlength=4 * groups * len(latents)).reshape(len(latents), groups, 2, 2)
+        of_latent, of_token, of_group = table.sum(axis=3), table.sum(axis=2), table.sum(axis=(2, 3))
         f = self._x_log_x
-        for rows in self._alike(known):
-            fires, holds = self.active[np.ix_(rows, latents)], self.present[np.ix_(rows, tokens)]
-            n, both = len(rows), (fires & holds).sum(axis=0)
-            row, column = fires.sum(axis=0), holds.sum(axis=0)
-            table = np.stack([both, row - both, column - both, n - row - column + both])
-            margins = np.stack([row, n - row, column, n - column])
-            total += f[table].sum(axis=0) - f[margins].sum(axis=0) + f[n]
-            cells += (margins > 0).sum(axis=0) - (table > 0).sum(axis=0) - 1.0
-        return (total + cells / 2) / max(self.n, 1)
+        total, cells = np.zeros(len(latents)), np.zeros(len(latents))
+        for counts, sign in ((table, 1), (of_latent, -1), (of_token, -1), (of_group, 1)):
+            axes = tuple(range(1, counts.ndim))
+            total += sign * f[counts].sum(axis=axes)
+            cells -= sign * (counts > 0).sum(axis=axes)
+        return (total + cells / 2) / max(self._n, 1)
 
     def best(self, latents: Counts, known: tuple[int, ...]) -> tuple[Counts, Booleans]:
         """The token that says most given others, and whether that is more than permuted latents have."""
-        parts = [_Part(self, rows, latents) for rows in self._alike(known)]
+        fires = self._active[:, latents].astype(np.int32)
+        tables = _Tables(self, fires, *self._alike(known))
         everyone = np.arange(len(latents))
-        observed = np.sum([part.information(part.fires[:, None], everyone) for part in parts], axis=0)[:, 0]
-        observed[np.isin(self.selectable, known)] = -np.inf
+        observed = tables.information(fires[:, None], everyone)[:, 0]
+        observed[np.isin(self._selectable, known)] = -np.inf
         token = observed.argmax(axis=0)
         limit = observed[token, everyone] - 1e-9  # so that rounding decides nothing
-        orders = [part.within(self._orders) for part in parts]
         beyond, done = np.zeros(len(latents), np.int64), 0
         left = everyone
         for stop in (_FEW, PERMUTATIONS):
-            size = max(_AT_ONCE // ((stop - done) * max(self.n, len(self.selectable))), 1)
+            order = tables.within(self._orders[done:stop])
+            size = max(_AT_ONCE // (order.size + tables.cells * (stop - done)), 1)
             for start in range(0, len(left), size):
                 some = left[start : start + size]
-                found = np.zeros((len(self.selectable), stop - done, len(some)))
-                for part, order in zip(parts, orders, strict=True):
-                    found += part.information(part.fires[:, some][order[:, done:stop]], some)
+                found = tables.information(fires[:, some][order], some)
                 beyond[some] += (found.max(axis=0) >= limit[some]).sum(axis=0)
             done, left = stop, left[beyond[left] < _BEYOND]
-        return self.selectable[token], beyond < _BEYOND
+            if not len(left):
+                break
+        return self._selectable[token], beyond < _BEYOND
 
-    def _alike(self, known: tuple[int, ...]) -> list[Counts]:
-        """The samples that hold the same of these tokens, group by group."""
-        if not known:
-            return [np.arange(self.n)]
-        code = self.present[:, list(known)] @ (1 << np.arange(len(known)))
-        return [np.flatnonzero(code == value) for value in np.unique(code)]
+    def _alike(self, known: tuple[int, ...]) -> tuple[Counts, int]:
+        """`[n]`: groups of samples that hold the same of these tokens; and their number."""
+        code = self._present[:, list(known)] @ (1 << np.arange(len(known)))
+        values, group = np.unique(code, return_inverse=True)
+        return group, len(values)
 
 
-class _Part:
-    """Samples of a half that are alike in the tokens selected so far.
+class _Tables:
+    """Tables of some latents with all tokens, in groups of samples that are alike.
 
     Attributes:
-        fires: `[samples, latents]` int32.
+        cells: Of them, for one latent.
     """
 
-    def __init__(self, half: _Half, rows: Counts, latents: Counts) -> None:
-        self.fires = half.active[np.ix_(rows, latents)].astype(np.int32)
-        by_sample = half._by_sample[rows]
-        self._by_token = by_sample.T.tocsr()
-        self._of_half = np.full(half.n, -1)
-        self._of_half[rows] = np.arange(len(rows))
-        n, f = len(rows), half._x_log_x
-        column = by_sample.sum(axis=0)
+    def __init__(self, half: _Half, fires: npt.NDArray[np.int32], group: Counts, groups: int) -> None:
+        n, tokens = half._by_sample.shape
+        f = half._x_log_x
+        self.cells = groups * tokens
+        self._group = group.astype(np.int16)
+        self._shape = (groups, tokens)
+        # Each group has tokens of its own, so that one product counts in all groups at once. Sparse, since a sample
+        # holds few tokens, and since the threads of many small dense products wait for each other.
+        place = half._by_sample.indices + tokens * group[half._owner]
+        self._tokens = sparse.csc_array((half._by_sample.data, place, half._by_sample.indptr), shape=(self.cells, n))
+        column = np.bincount(place, minlength=self.cells).reshape(groups, tokens)
+        samples = np.bincount(group, minlength=groups)[:, None]
+        row = np.stack([fires[group == number].sum(axis=0) for number in range(groups)])
         # n times the information is the sum of x ln x over the cells, less that over the margins. With the margins of a
         # latent given, cells follow from one count, and two short tables serve: of its own samples, and of the others.
-        firing, self._row = np.unique(self.fires.sum(axis=0), return_inverse=True)
-        x = np.arange(n + 1)
-        self._firing, self._silent = (
-            f[x] + np.where(x <= total, f[np.maximum(total - x, 0)], 0.0)
-            for total in (firing[:, None], n - firing[:, None])
+        self._margins = (
+            (f[samples] - f[column] - f[samples - column]).sum(axis=0),
+            (f[row] + f[samples - row]).sum(axis=0),
         )
-        self._column = column[:, None, None]
-        self._tokens = (f[n] - f[column] - f[n - column])[:, None, None]
-        self._latents = f[firing] + f[n - firing]
-        self._n = n
+        self._column = column[:, :, None, None]
+        pairs, start = np.unique(
+            np.stack([row, np.broadcast_to(samples - row, row.shape)]).reshape(2, -1), axis=1, return_inverse=True
+        )
+        x = np.arange(n + 1)
+        self._own, self._other = (f[x] + f[np.maximum(total[:, None] - x, 0)] for total in pairs)
+        self._start = start.reshape(row.shape) * (n + 1)
 
     def within(self, orders: Counts) -> Counts:
-        """`[samples, permutations]`: orders of these samples, from those of the half."""
-        place = self._of_half[orders]
-        return np.asarray(place[place >= 0].reshape(len(orders), -1).T)
+        """`[samples, permutations]`: samples in the place of others of their group, by orders of all."""
+        inside = np.take_along_axis(orders, np.argsort(self._group[orders], axis=1, kind="stable"), axis=1)
+        result = np.empty_like(inside)
+        result[:, np.argsort(self._group, kind="stable")] = inside
+        return np.ascontiguousarray(result.T)
 
     def information(self, fires: npt.NDArray[np.int32], some: Counts) -> Floats:
         """`[tokens, permutations, some]`: n times the information, of latents `[samples, permutations, some]`."""
-        both = (self._by_token @ fires.reshape(self._n, -1)).reshape(-1, *fires.shape[1:])
-        row = self._row[some]
-        start = row * (self._n + 1)
-        total: Floats = self._firing.take(both + start)
-        total += self._silent.take(start + self._column - both)
-        total += self._tokens
-        total -= self._latents[row]
-        return total
+        both = (self._tokens @ fires.reshape(len(fires), -1)).reshape(*self._shape, *fires.shape[1:])
+        start = self._start[:, None, None, some]
+        of_tokens, of_latents = self._margins
+        total = self._own.take(both + start)
+        total += self._other.take(start + self._column - both)
+        return np.asarray(total.sum(axis=0) + of_tokens[:, None, None] - of_latents[some])

@@ -1,7 +1,7 @@
 """Which latents are about one token: its association replicates, is strong, and is most of what the latent says.
 
 The surprising choice: a latent that fails a test is not called polysemantic for that. `polysemantic` needs evidence of
-its own, other tokens that hold half of the information or more; the rest is `unclear`, with the reason.
+its own, another token that holds a part of the information; the rest is `unclear`, with the reason.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MOST_CMH_P = 0.05
 """That the first token goes with the latent among samples of equally many steps."""
 MIN_SHARE = 0.5
 """The first token must hold more of the latent's information than this."""
+MAX_NEXT_SHARE = 0.2
+"""And any other token less than this: of a latent of two tokens, one holds half of the information or a little more."""
 MIN_HOLDING = 5
 """Samples that must hold a token for it to enter the information."""
 MOST_TOKENS = 2_000
@@ -60,20 +62,26 @@ class _First(NamedTuple):
     f1: Floats
 
     def where(self, which: Booleans | Counts) -> _First:
-        return _First(*(column[which] for column in self))
+        return _First(self.latent[which], self.token[which], self.replicated[which], self.mcc[which], self.f1[which])
 
 
 def first_tokens(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The token that a latent is about before all others: `latent`, `token`, ascending by latent.
+    """The pair of each latent with the token that it is about before all others, ascending by latent.
 
     Of its kept pairs the one with the largest lower 95% limit of the odds ratio, so that a token of few samples does
     not come first by luck; of equal ones that with more samples in common, then the first column.
 
     Args:
-        pairs: Of `associate`; the columns latent, token, a, b, c, d and kept are read.
+        pairs: Of `associate`; the columns latent, token, a, b, c, d and kept are read, and all are returned, with `mcc`
+            and `f1`.
     """
-    first = _first(pairs)
-    return pl.DataFrame({"latent": first.latent.astype(np.int32), "token": first.token.astype(np.int32)})
+    kept = pairs.filter("kept")
+    sizes = _sizes(kept)
+    order = np.lexsort(
+        (kept["token"], -kept["a"].to_numpy().astype(np.int64), -sizes["odds_ratio_low"], kept["latent"])
+    )
+    _, start = np.unique(kept["latent"].to_numpy()[order], return_index=True)
+    return kept[order[start]].with_columns(mcc=sizes["mcc"][order[start]], f1=sizes["f1"][order[start]])
 
 
 def label_latents(
@@ -89,8 +97,9 @@ def label_latents(
 
     `monosemantic`: the first token's pair is replicated, its MCC is at least 0.5, it goes with the latent among samples
     with equally many steps (`mantel_haenszel`, p <= 0.05), and it holds more than half of what the latent says about
-    tokens (`stepwise_information`, selected on the first half of the samples and measured on the second).
-    `polysemantic`: replicated and not a matter of steps likewise, but other tokens hold half or more. Else `unclear`.
+    tokens, any other token less than a fifth (`stepwise_information`, selected on the first half of the samples and
+    measured on the second). `polysemantic`: replicated and not a matter of steps likewise, but other tokens hold that
+    much. Else `unclear`.
 
     Args:
         pairs: Of `associate`, preset `robust`: columns latent, token, a, b, c, d, kept and replicated are read.
@@ -147,23 +156,19 @@ def monosemantic_latents(pairs: pl.DataFrame, incidence: Incidence, *, strata: C
     first = first.where(first.replicated & (first.mcc >= MIN_MCC))
     cmh, _ = _in_strata(first, incidence, strata)
     first = first.where(cmh <= MOST_CMH_P)
-    share = np.array([steps.share for steps in _steps(first, incidence, seed)])
-    first = first.where(share > MIN_SHARE)
+    first = first.where(np.array([_is_one(steps) for steps in _steps(first, incidence, seed)], np.bool_))
     return pl.DataFrame({"latent": first.latent.astype(np.int32), "token": first.token.astype(np.int32)})
 
 
 def _first(pairs: pl.DataFrame) -> _First:
-    kept = pairs.filter("kept")
-    a, b, c, d = (kept[name].to_numpy().astype(np.int64) for name in "abcd")
-    latent, token = (kept[name].to_numpy().astype(np.int64) for name in ("latent", "token"))
-    sizes = {name: np.zeros(0) for name in ("odds_ratio_low", "mcc", "f1")}
-    if kept.height:
-        sizes = describe(a, a + b, a + c, int(a[0] + b[0] + c[0] + d[0]))
-    order = np.lexsort((token, -a, -sizes["odds_ratio_low"], latent))
-    _, start = np.unique(latent[order], return_index=True)
-    best = order[start]
-    replicated = kept["replicated"].to_numpy()
-    return _First(latent, token, replicated, sizes["mcc"], sizes["f1"]).where(best)
+    found = first_tokens(pairs)
+    latent, token = (found[name].to_numpy().astype(np.int64) for name in ("latent", "token"))
+    return _First(latent, token, *(found[name].to_numpy() for name in ("replicated", "mcc", "f1")))
+
+
+def _sizes(pairs: pl.DataFrame) -> dict[str, Floats]:
+    a, b, c, d = (pairs[name].to_numpy().astype(np.int64) for name in "abcd")
+    return describe(a, a + b, a + c, int((a + b + c + d).max(initial=0)))
 
 
 def _in_strata(first: _First, incidence: Incidence, strata: Counts) -> tuple[Floats, Floats]:
@@ -211,6 +216,11 @@ def _dense(matrix: Matrix, columns: Counts) -> npt.NDArray[np.bool_]:
     return np.asarray(part.toarray() if sparse.issparse(part) else part, np.bool_)
 
 
+def _is_one(steps: Steps) -> bool:
+    """Whether the first token is what the latent says about tokens."""
+    return steps.share > MIN_SHARE and steps.next_share < MAX_NEXT_SHARE
+
+
 def _judge(replicated: bool, mcc: float, cmh_p: float, steps: Steps | None) -> tuple[str, str | None]:
     """The kind of a latent, and why it is not monosemantic."""
     if not replicated:
@@ -219,8 +229,10 @@ def _judge(replicated: bool, mcc: float, cmh_p: float, steps: Steps | None) -> t
         return "unclear", f"the number of steps explains the first token (Cochran–Mantel–Haenszel p {cmh_p:.2g})"
     if np.isnan(steps.share) or steps.information[0] <= 0:
         return "unclear", "the other half of the samples shows no information about tokens"
-    if steps.share <= MIN_SHARE:
-        return "polysemantic", f"the first token holds {steps.share:.0%} of the information about tokens"
+    if not _is_one(steps):
+        return "polysemantic", (
+            f"the first token holds {steps.share:.0%} of the information about tokens, the next {steps.next_share:.0%}"
+        )
     if mcc < MIN_MCC:
         return "unclear", f"MCC with the first token is {mcc:.2f}, below {MIN_MCC}"
     return "monosemantic", None

@@ -47,14 +47,14 @@ class _Rate(NamedTuple):
 
     Attributes:
         name: As in the result.
-        count: Column of the numerator.
-        of: Column of the denominator.
+        part: Column of the numerator.
+        whole: Column of the denominator.
         conditional: Over interpretable latents, whose number is itself a result.
     """
 
     name: str
-    count: str
-    of: str
+    part: str
+    whole: str
     conditional: bool
 
 
@@ -129,8 +129,8 @@ def _summary(per_draw: pl.DataFrame, rate: _Rate, vocabulary: Mapping[str, float
         reason = _FEW if rate.conditional else "no latent is ever active"
     summary: dict[str, Any] = {
         "rate": rate.name,
-        "count": int(observed[rate.count][0]),
-        "of": int(observed[rate.of][0]),
+        "count": int(observed[rate.part][0]),
+        "of": int(observed[rate.whole][0]),
         "value": value,
         "low": low,
         "high": high,
@@ -139,8 +139,8 @@ def _summary(per_draw: pl.DataFrame, rate: _Rate, vocabulary: Mapping[str, float
     }
     if reason is not None:
         summary["reason"] = reason
-    if rate.count.startswith("category_"):
-        share = vocabulary.get(rate.count.removeprefix("category_"))
+    if rate.part.startswith("category_"):
+        share = vocabulary.get(rate.part.removeprefix("category_"))
         summary["vocabulary_share"] = share
         summary["over_vocabulary"] = None if value is None or not share else value / share
     return summary
@@ -165,14 +165,18 @@ def _largest(per_draw: pl.DataFrame) -> dict[str, Any]:
         "reason": "half-samples say nothing of a largest value",
     }
     if not math.isfinite(value):
-        summary["reason"] = "no pair is kept" if math.isnan(value) else "infinite: every sample with a token is active"
+        summary["reason"] = (
+            "no pair is kept"
+            if math.isnan(value)
+            else "infinite: a latent is active in every sample that holds a token"
+        )
     return summary
 
 
 def _values(per_draw: pl.DataFrame, rate: _Rate) -> Floats:
     """The rate in each draw that has the counts; NaN where it is undefined."""
-    counted = per_draw.filter(pl.col(rate.count).is_not_null())
-    count, of = (counted[name].to_numpy() for name in (rate.count, rate.of))
+    counted = per_draw.filter(pl.col(rate.part).is_not_null())
+    count, of = (counted[name].to_numpy() for name in (rate.part, rate.whole))
     defined = of >= (MIN_DENOMINATOR if rate.conditional else 1)
     return np.divide(count, of, out=np.full(len(of), np.nan), where=defined)
 

@@ -115,17 +115,17 @@ class RobustRules:
     ) -> tuple[Floats, dict[str, Floats], dict[str, npt.NDArray[np.generic]]]:
         """ln p and other columns per distinct table of listed pairs, and columns per pair."""
         place = np.searchsorted(self._tables.keys, tables.keys)
-        log_p, q, p_effect, q_effect, kept = (item[place] for item in self._verdicts)
+        verdicts, log_p = self._verdicts, self._verdicts.log_p[place]
         point = log_point(tables.both, tables.firing, tables.holding, self._margins.samples)
         of_table = {
             "mid_p": np.exp(log_p) - np.exp(point) / 2,
-            "q_value": q,
-            "p_effect": p_effect,
-            "q_effect": q_effect,
+            "q_value": verdicts.q[place],
+            "p_effect": verdicts.p_effect[place],
+            "q_effect": verdicts.q_effect[place],
         }
         of_pair: dict[str, npt.NDArray[np.generic]] = {
             "latent_q": self._latent_q[pairs.latent],
-            "kept": kept[tables.of_pair],
+            "kept": verdicts.kept[place][tables.of_pair],
             "replicated": replicated(pairs, self._strict, self._limits[1:]),
         }
         return log_p, of_table, of_pair

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace
-from saeinterp.explain.explanation_table import KIND, explanation_row, read_explanations, write_explanations
+from saeinterp.explain.explanation_table import KIND, SAMPLE, explanation_row, read_explanations, write_explanations
 
 VERSION = 1
 
@@ -29,16 +29,18 @@ def control_explanations_recipe(explanations: Ref, *, control: Control, seed: in
 
 
 def control_explanations(explanations: Artifact, *, control: Control, seed: int, store: ArtifactStore) -> Artifact:
-    """Replace the explanations by nothing (`empty`) or by those of other latents (`permuted`).
+    """Replace the explanations by nothing (`empty`) or by those of other latents (`permuted`), one for each latent.
 
     A permutation leaves no latent its own explanation, and as few as it can an equal text; `reason` names the
     latent a text came from. Latents whose explanation failed stay failed, and so does a single latent, which has
-    no other to take from.
+    no other to take from. Of several explanations of a latent the first is taken.
     """
     recipe = control_explanations_recipe(explanations, control=control, seed=seed)
 
     def write(space: Workspace) -> None:
         table = read_explanations(explanations)
+        if SAMPLE in table.columns:
+            table = table.filter(pl.col(SAMPLE) == 0).drop(SAMPLE)
         if control == "empty":
             rows = [explanation_row(latent, "control", explanation="", explainer="empty") for latent in table["latent"]]
         else:

@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, Ref, Workspace
 from saeinterp.config import ExplainerConfig
 from saeinterp.errors import DataError
 from saeinterp.explain.answers import request_counts, require_answers
-from saeinterp.explain.explanation_table import KIND, explanation_row, read_latents, write_explanations
+from saeinterp.explain.explanation_table import KIND, SAMPLE, explanation_row, read_latents, write_explanations
 from saeinterp.explain.labels import Label, explanation_schema, label_of
 from saeinterp.explain.llm import LLM, Message, Reply, Request, llm_recipe, open_llm
 from saeinterp.explain.logit_lens import LensTokens, lens_tokens
@@ -48,6 +52,8 @@ def explain_recipe(examples: Ref, subject: Ref, sae: Ref, *, hookpoint: str, con
             "llm": {"model": config.llm.model, **llm_recipe(config.llm)},
             "prompts": {prompt: prompt_hash(prompt)},
         }
+    if config.samples > 1:
+        values["samples"] = config.samples
     name = f"{hookpoint}-{_slug(config.title)}"
     return Recipe(kind=KIND, name=name, version=VERSION, config=values, inputs=(examples, subject, sae))
 
@@ -62,9 +68,10 @@ def explain(
     store: ArtifactStore,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write one explanation per latent that has examples.
+    """Write an explanation, or several, for each latent that has examples.
 
-    Payload: `explanations.parquet` (latent, status, explanation, reply, reason, explainer; ascending by latent).
+    Payload: `explanations.parquet` (latent, status, explanation, reply, reason, explainer; ascending by latent); with
+    `config.samples` above 1 a row per explanation, numbered by `sample`.
 
     Raises:
         LLMError: The model is gone or refuses; replies received so far are kept.
@@ -80,27 +87,27 @@ def explain(
             replies: list[Reply | None] = [None] * len(labels)
         else:
             lens = lens_tokens(subject, sae, indices) if config.logit_lens else {}
-            requests = _requests(examples, indices, lens, config)
+            requests = sampled(_requests(examples, indices, lens, config), config)
             llm: LLM = open_llm(config.llm, store=store)
             completions = llm.complete(requests, progress=progress or silent)
             require_answers(completions, share=FAILED_SHARE, what="explanations")
             labels = [label_of(reply, reasoned=config.chain_of_thought) for reply in completions.replies]
             replies = [*completions.replies]
             space.counts = request_counts(completions)
-        write_explanations(
-            space,
-            [
-                explanation_row(
-                    latent,
-                    "ok" if label.text is not None else "failed",
-                    explanation=label.text,
-                    reply=reply.text if reply else None,
-                    reason=label.reason,
-                    explainer=config.title,
-                )
-                for latent, label, reply in zip(indices, labels, replies, strict=True)
-            ],
-        )
+        numbers = [{SAMPLE: number} for number in range(config.samples)] if config.samples > 1 else [{}]
+        rows = [
+            explanation_row(
+                latent,
+                "ok" if label.text is not None else "failed",
+                explanation=label.text,
+                reply=reply.text if reply else None,
+                reason=label.reason,
+                explainer=config.title,
+                **number,
+            )
+            for (number, latent), label, reply in zip(product(numbers, indices), labels, replies, strict=True)
+        ]
+        write_explanations(space, sorted(rows, key=itemgetter("latent")))
 
     return store.build(recipe, write)
 
@@ -157,6 +164,23 @@ def _requests(
             )
         )
     return requests
+
+
+def sampled(requests: list[Request], config: ExplainerConfig) -> list[Request]:
+    """The requests once per explanation, each time with another sampling seed; the first time with the model's own."""
+    if config.samples == 1:
+        return requests
+    served = config.llm.provider != "in-process"  # where equal prompts meet the prefix cache if they stay together
+    return [
+        replace(request, seed=_sampling_seed(request.seed, number), group=f"prompt {place}" if served else "")
+        for number in range(config.samples)
+        for place, request in enumerate(requests)
+    ]
+
+
+def _sampling_seed(seed: int, number: int) -> int:
+    """Of a seed and the number of an explanation; far from the seeds that a person would choose."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
 
 
 def _answered_in_json(turn: Message) -> Message:

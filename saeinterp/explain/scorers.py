@@ -19,12 +19,13 @@ from saeinterp.config import ScorerConfig
 from saeinterp.errors import DataError
 from saeinterp.explain.answers import request_counts, require_answers
 from saeinterp.explain.explanation_table import KIND as EXPLANATIONS
-from saeinterp.explain.explanation_table import read_explanations, read_latents
+from saeinterp.explain.explanation_table import SAMPLE, read_explanations, read_latents
 from saeinterp.explain.fuzz import fuzz_texts
 from saeinterp.explain.intervals import macro_estimate
 from saeinterp.explain.judging import Judgement, judgements, prompt_name, questions
 from saeinterp.explain.llm import Completions, Request, llm_recipe, open_llm
 from saeinterp.explain.prompts import prompt_hash
+from saeinterp.explain.sampling import correlation_variance, mean_scores, numbered, verdict_variance
 from saeinterp.explain.score_tables import (
     Judged,
     coverage_summary,
@@ -73,7 +74,8 @@ def score(
 
     Payload: `scores.parquet` (one row per selected latent, scored or not), `summary.json`, and one row per example in
     `verdicts.parquet` (detection, fuzz) or `simulations.parquet`. A latent whose explanation failed is judged by the
-    empty one.
+    empty one. Where latents have several explanations, each is judged, with rows of its own in these two and in
+    `samples.parquet`; `scores.parquet` has their mean, and the summary says where its variance comes from.
 
     Raises:
         LLMError: The model is gone or refuses, or a failing server left coverage below `min_coverage`; replies
@@ -88,15 +90,15 @@ def score(
         judged = _judged(explanations, latents)
         facts = read_json(examples.file("examples.json"))
         windows = facts["windows"]["score"]
-        outcomes = outcome_rows(latents, judged, hookpoint=facts["hookpoint"], windows=windows)
+        outcomes = [outcome_rows(latents, item, hookpoint=facts["hookpoint"], windows=windows) for item in judged]
         rows = (
             pl.scan_parquet(examples.file("examples.parquet"))
-            .filter(pl.col("role") == "score", pl.col("latent").is_in(list(judged)))
+            .filter(pl.col("role") == "score", pl.col("latent").is_in(list(judged[0])))
             .select(*_KEY, *_READ[config.kind])
             .collect()
             .sort("latent", "example_id")
         )
-        texts = {latent: item.explanation for latent, item in judged.items()}
+        texts = [{latent: item.explanation for latent, item in one.items()} for one in judged]
         asked = _simulated if config.kind == "simulation" else _judge
         scores, summary, completions = asked(rows, texts, outcomes, config, store, progress or silent, space.out)
         scores.write_parquet(space.out / "scores.parquet", compression="zstd")
@@ -125,8 +127,8 @@ _Scored = tuple[pl.DataFrame, dict[str, Any], Completions]
 
 def _judge(
     rows: pl.DataFrame,
-    texts: Mapping[int, str],
-    outcomes: pl.DataFrame,
+    texts: Sequence[Mapping[int, str]],
+    outcomes: Sequence[pl.DataFrame],
     config: ScorerConfig,
     store: ArtifactStore,
     progress: Progress,
@@ -134,35 +136,68 @@ def _judge(
 ) -> _Scored:
     """Verdicts: does the text match, do the marks fit?"""
     shown = fuzz_texts(rows) if config.kind == "fuzz" else rows["text"].to_list()
-    asked = questions(rows["latent"].to_list(), shown, texts, config=config)
-    completions = _answers([item.request for item in asked], config, store, progress)
-    judged = [Judgement(None, None, "error")] * len(rows)
-    request, reply = [0] * len(rows), [""] * len(rows)
-    for number, (question, answer) in enumerate(zip(asked, completions.replies, strict=True)):
-        found = judgements(answer, num_examples=len(question.rows), config=config)
-        for row, item in zip(question.rows, found, strict=True):
-            judged[row] = item
-            request[row], reply[row] = number, answer.text if answer.status == "ok" else answer.error or ""
-    verdicts = verdict_table(rows, judged, requests=request, replies=reply)
+    asked = [questions(rows["latent"].to_list(), shown, item, config=config) for item in texts]
+    completions = _answers([item.request for part in asked for item in part], config, store, progress)
+    replies = enumerate(completions.replies)
+    tables = []
+    for part in asked:
+        judged = [Judgement(None, None, "error")] * len(rows)
+        request, reply = [0] * len(rows), [""] * len(rows)
+        for question in part:
+            number, answer = next(replies)
+            found = judgements(answer, num_examples=len(question.rows), config=config)
+            for row, item in zip(question.rows, found, strict=True):
+                judged[row] = item
+                request[row], reply[row] = number, answer.text if answer.status == "ok" else answer.error or ""
+        tables.append(verdict_table(rows, judged, requests=request, replies=reply))
+    verdicts, variance = tables[0], {}
+    if len(tables) > 1:
+        verdicts = numbered(tables)
+        variance = {"variance": verdict_variance(verdicts)}
     verdicts.write_parquet(folder / "verdicts.parquet", compression="zstd")
-    scores = score_table(outcomes, verdicts, progress=progress)
-    return scores, verdict_summary(verdicts, scores), completions
+    found = [score_table(item, table, progress=progress) for item, table in zip(outcomes, tables, strict=True)]
+    scores = _of_latents(found, folder)
+    return scores, {**verdict_summary(verdicts, scores), **variance}, completions
 
 
 def _simulated(
     rows: pl.DataFrame,
-    texts: Mapping[int, str],
-    outcomes: pl.DataFrame,
+    texts: Sequence[Mapping[int, str]],
+    outcomes: Sequence[pl.DataFrame],
     config: ScorerConfig,
     store: ArtifactStore,
     progress: Progress,
     folder: Path,
 ) -> _Scored:
     """Predicted activations of every token."""
-    requests = simulation_requests(rows["latent"].to_list(), rows["tokens"].to_list(), texts, config=config)
+    latents, tokens = rows["latent"].to_list(), rows["tokens"].to_list()
+    requests = [item for text in texts for item in simulation_requests(latents, tokens, text, config=config)]
     completions = _answers(requests, config, store, progress)
-    table = simulations(rows, completions.replies)
+    replies = [completions.replies[start : start + len(rows)] for start in range(0, len(requests), len(rows) or 1)]
+    tables = [simulations(rows, part) for part in replies]
+    table, variance = tables[0], {}
+    if len(tables) > 1:
+        table = numbered(tables)
+        true = numbered([part.with_columns(rows["activations"]) for part in tables])
+        variance = {"variance": correlation_variance(true)}
     table.write_parquet(folder / "simulations.parquet", compression="zstd")
+    scores = _of_latents([_correlations(item, part, rows) for item, part in zip(outcomes, tables, strict=True)], folder)
+    summary = coverage_summary(scores["status"].to_list(), table["status"].to_list(), answers="windows")
+    summary["macro"] = {"correlation": macro_estimate(scores["correlation"])._asdict()}
+    return scores, {**summary, **variance}, completions
+
+
+def _of_latents(scores: Sequence[pl.DataFrame], folder: Path) -> pl.DataFrame:
+    """`scores.parquet` of one explanation per latent, or the mean of several, which are kept beside it."""
+    if len(scores) == 1:
+        return scores[0]
+    samples = numbered(scores)
+    samples.write_parquet(folder / "samples.parquet", compression="zstd")
+    return mean_scores(samples)
+
+
+def _correlations(outcomes: pl.DataFrame, table: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """`scores.parquet` of a simulation."""
     known = table.with_columns(rows["activations"]).filter(status="ok").partition_by("latent", as_dict=True)
     answers = table.group_by("latent").agg(n=pl.len(), usable=(pl.col("status") == "ok").sum())
     asked = {row["latent"]: row for row in answers.iter_rows(named=True)}
@@ -178,10 +213,7 @@ def _simulated(
                 "correlation": simulation_correlation(mine["activations"].to_list(), mine["predicted"].to_list()),
             }
         )
-    scores = score_rows(found)
-    summary = coverage_summary(scores["status"].to_list(), table["status"].to_list(), answers="windows")
-    summary["macro"] = {"correlation": macro_estimate(scores["correlation"])._asdict()}
-    return scores, summary, completions
+    return score_rows(found)
 
 
 def _answers(
@@ -192,9 +224,15 @@ def _answers(
     return completions
 
 
-def _judged(explanations: Artifact, latents: pl.DataFrame) -> dict[int, Judged]:
-    """The text each latent is judged by, for latents that have examples."""
-    found = {row["latent"]: row for row in read_explanations(explanations).iter_rows(named=True)}
+def _judged(explanations: Artifact, latents: pl.DataFrame) -> list[dict[int, Judged]]:
+    """The text each latent is judged by, for latents that have examples; once per explanation of a latent."""
+    table = read_explanations(explanations)
+    samples = table.partition_by(SAMPLE, maintain_order=True) if SAMPLE in table.columns else [table]
+    return [_judged_by(sample, explanations, latents) for sample in samples]
+
+
+def _judged_by(table: pl.DataFrame, explanations: Artifact, latents: pl.DataFrame) -> dict[int, Judged]:
+    found = {row["latent"]: row for row in table.iter_rows(named=True)}
     wanted = latents.filter(status="ok")["latent"].to_list()
     if set(found) != set(wanted):
         raise DataError(

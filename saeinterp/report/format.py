@@ -29,8 +29,8 @@ Style = Literal[
     "plain",
 ]
 """score 0.264 · difference +0.024 · fine-difference +0.0235 (of means, as in the sentences) · share 12.5% ·
-points +1.2 pp · points-spread 1.2 pp · percent 12.50% · fine-points +1.25 pp (of percent) · nat-difference +0.125 nat · count 1,152 ·
-p 0.635 · rate 1.2e-04 · plain four digits."""
+points +1.2 pp · points-spread 1.2 pp · percent 12.50% · fine-points +1.25 pp (of percent) ·
+nat-difference +0.125 nat · count 1,152 · p 0.635 · rate 1.2e-04 · plain four digits."""
 
 MISSING = "NA"
 _SIGNED: tuple[Style, ...] = ("difference", "fine-difference", "points", "fine-points", "nat-difference")

@@ -155,11 +155,16 @@ def _top_tokens(scores: Sequence[Artifact], lineage: Lineage) -> pl.DataFrame:
 
 
 def _reasons(scores: Sequence[Artifact], letter: str, lineage: Lineage) -> pl.DataFrame:
-    """Why explanations failed; a control's reason names where its text is from and is left out."""
+    """Why explanations failed; a control's reason names where its text is from and is left out.
+
+    Of several explanations of a latent all must have failed.
+    """
     import polars as pl
 
     table = _of_inputs(scores, "explanations", "explanations.parquet", ["status", "reason"], lineage)
-    return table.filter(pl.col("status") == "failed").select(*KEY, pl.col("reason").alias(f"reason_{letter}"))
+    failed = (pl.col("status") == "failed").all()
+    found = table.group_by(KEY, maintain_order=True).agg(failed=failed, reason=pl.col("reason").first())
+    return found.filter("failed").select(*KEY, pl.col("reason").alias(f"reason_{letter}"))
 
 
 def _examples(scores: Artifact, lineage: Lineage) -> pl.DataFrame:
@@ -173,6 +178,10 @@ def _verdicts(scores: Artifact) -> pl.DataFrame:
     import polars as pl
 
     table = pl.read_parquet(scores.file("verdicts.parquet"))
+    if "sample" in table.columns:  # the verdicts on the explanation that is shown
+        samples = pl.read_parquet(scores.file("samples.parquet"), columns=["latent", "sample", "status"])
+        shown = samples.sort((pl.col("status") != "scored"), "sample").group_by("latent").agg(pl.col("sample").first())
+        table = table.join(shown, on=["latent", "sample"], how="semi", maintain_order="left")
     return table.select(
         pl.lit(_hookpoint(scores)).alias("hookpoint"),
         "latent",

@@ -120,8 +120,8 @@ def _corpus(data: Mapping[str, Any]) -> str:
 
 def _problems(data: Mapping[str, Any]) -> str:
     counts, left = data["problems"], data["left_out"]
-    text = f"{data['source']}; {number(counts['health'], 'count')} for the associations, {number(counts['train'], 'count')} "
-    text += "for the SAEs"
+    associated, trained = (number(counts[split], "count") for split in ("health", "train"))
+    text = f"{data['source']}; {associated} for the associations, {trained} for the SAEs"
     gone = left["duplicates"] + sum(left["too_long"].values())
     return f"{text}; {plural(gone, 'problem')} left out as too long or met twice" if gone else text
 
@@ -136,10 +136,9 @@ def _positions(data: Mapping[str, Any]) -> str:
 
 
 def _concepts(data: Mapping[str, Any]) -> str:
-    return (
-        f"{plural(data['unique_tokens'], 'token')} by grammar {data['grammar']}, {number(data['tokens_per_problem'], 'plain')} "
-        f"a problem ({number(data['distinct_per_problem'], 'plain')} different ones)"
-    )
+    mean, distinct = (number(data[f"{name}_per_problem"], "plain") for name in ("tokens", "distinct"))
+    unique = plural(data["unique_tokens"], "token")
+    return f"{unique} by grammar {data['grammar']}, {mean} a problem ({distinct} different ones)"
 
 
 def _source(item: Any) -> str:

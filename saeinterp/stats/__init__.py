@@ -2,6 +2,7 @@
 
 from saeinterp.stats.classification import Classification, always_yes, auroc, classification
 from saeinterp.stats.components import Component, component_interval, mean_component
+from saeinterp.stats.crossed import VarianceSplit, split_variance
 from saeinterp.stats.intervals import Interval, as_column, wilson_interval
 from saeinterp.stats.paired import (
     MIN_PAIRS,
@@ -37,6 +38,7 @@ __all__ = [
     "RankCorrelation",
     "SignFlips",
     "Statistic",
+    "VarianceSplit",
     "Verdict",
     "always_yes",
     "as_column",
@@ -60,6 +62,7 @@ __all__ = [
     "pairs_needed",
     "signed",
     "spearman",
+    "split_variance",
     "swap_p_values",
     "verdict_words",
     "wilson_interval",

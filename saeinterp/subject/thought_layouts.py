@@ -125,13 +125,15 @@ class Layout:
         name = f"{module}.weight"
         if name not in tensors:
             raise misfit(f"{pair[0]} has no place in the subject", got=module, expected="a module with a weight")
-        down, up = (read(key).float() for key in pair)
-        update = self.alpha / down.shape[0] * (up @ down)
         # GPT-2 keeps its matrices the other way round.
-        if type(model.get_submodule(module)).__name__ == "Conv1D":
-            update = update.T
-        _check_shape(pair[1], tuple(update.shape), tuple(tensors[name].shape))
-        tensors[name] = tensors[name].float() + update
+        turned = type(model.get_submodule(module)).__name__ == "Conv1D"
+        rows, columns = reversed(tensors[name].shape) if turned else tensors[name].shape
+        rank = self.shapes[pair[0]][0]
+        _check_shape(pair[0], self.shapes[pair[0]], (rank, columns))
+        _check_shape(pair[1], self.shapes[pair[1]], (rows, rank))
+        down, up = (read(key).float() for key in pair)
+        update = self.alpha / rank * (up @ down)
+        tensors[name] = tensors[name].float() + (update.T if turned else update)
 
 
 def read_layout(shapes: Mapping[str, tuple[int, ...]], config: ThoughtsConfig) -> Layout:

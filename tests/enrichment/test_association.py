@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,8 @@ from scipy import sparse
 from scipy.stats import chi2_contingency, fisher_exact
 
 from saeinterp.enrichment import associate
+from saeinterp.enrichment.association import associate_incidence, associate_to
+from saeinterp.enrichment.contingency import Incidence
 from saeinterp.errors import ConfigError, DataError
 
 PRESETS = ("robust", "seed-gsm8k-chi2")
@@ -89,6 +92,37 @@ def test_sparse_matrices_give_the_same_frame(preset: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("saeinterp.enrichment.contingency.BLOCK_PAIRS", 700)
     assert dense.equals(associate(active, present, preset=preset))
     assert dense.equals(associate(sparse.csr_matrix(active), present, preset=preset))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("as_sparse", [False, True])
+def test_pairs_written_block_by_block_are_the_same(
+    preset: str, as_sparse: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active, present = noise(6, samples=300, latents=150, tokens=70)
+    active[:, 9:] &= np.random.default_rng(0).random((300, 141)) < 0.1
+    active[:, :5] = present[:, :5]
+    active[:, 5] = ~present[:, 5]
+    given = sparse.csr_array(active) if as_sparse else active
+    assert active.sum() < active.size / 16  # counted as it is
+    frame = associate(active, present, preset=preset)
+    monkeypatch.setattr("saeinterp.enrichment.contingency.BLOCK_PAIRS", 3000)
+    monkeypatch.setattr("saeinterp.enrichment.tallies._MERGE", 50)
+    family = associate_to(tmp_path / "pairs.parquet", given, sparse.csc_array(present), preset=preset)
+    assert pl.read_parquet(tmp_path / "pairs.parquet").equals(frame)
+    assert family == frame.family
+    assert frame["kept"].sum() >= 5
+    associate_to(tmp_path / "none.parquet", given[:, :0], present, preset=preset)
+    assert pl.read_parquet(tmp_path / "none.parquet").schema == frame.schema
+
+
+def test_some_latents_are_adjusted_over_all() -> None:
+    active, present = noise(7, samples=200, latents=60, tokens=40)
+    active[:, :20] |= present[:, :20]
+    whole, some = associate(active, present, seed=3), np.array([2, 7, 11, 59])
+    found = associate_incidence(Incidence.of(active, present, seed=3), latents=some)
+    assert found.equals(whole.filter(pl.col("latent").is_in(some)))
+    assert found.family == whole.family
 
 
 def test_effect_sizes_by_hand() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import polars as pl
 import pytest
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, read_json
-from saeinterp.config import SubjectConfig
+from saeinterp.config import CorpusSource, ProblemsConfig, SubjectConfig
 from saeinterp.config.enrichment import ConceptsConfig
 from saeinterp.enrichment.concept_tables import Concepts, build_concepts, build_concepts_recipe, read_concepts
 from saeinterp.errors import DamagedArtifactError, DataError
-from saeinterp.subject import prepare_subject
+from saeinterp.subject import build_problems, prepare_subject
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k-train.jsonl"
 ANSWERS = [
@@ -36,12 +35,13 @@ def problems(store: ArtifactStore, reasoning: list[str], **columns: list[Any]) -
             "split": ["health"] * (count - 1) + ["train"],
             "question": [""] * count,
             "reasoning": reasoning,
+            "generated": [None] * count,
             "tags": columns.get("tags", [None] * count),
             "token_ids": columns.get("token_ids", [[0]] * count),
             "cot_start": np.zeros(count, np.int32) + columns.get("cot_start", [0] * count),
             "cot_stop": np.zeros(count, np.int32) + columns.get("cot_stop", [1] * count),
         },
-        schema_overrides={"tags": pl.List(pl.String), "token_ids": pl.List(pl.Int32)},
+        schema_overrides={"generated": pl.String, "tags": pl.List(pl.String), "token_ids": pl.List(pl.Int32)},
     )
     recipe = Recipe("problems", "made", 1, {"texts": reasoning, **columns})
     return store.build(recipe, lambda space: frame.write_parquet(space.out / "problems.parquet"))
@@ -171,16 +171,17 @@ def test_the_recipe_follows_the_grammar_and_nothing_else(store: ArtifactStore) -
     assert one.hash == same.hash != other.hash
 
 
-def test_the_published_vocabulary_through_the_artifact(store: ArtifactStore) -> None:
+def test_the_published_vocabulary_through_the_artifact(store: ArtifactStore, planted_folder: Path) -> None:
     if not GSM8K.exists():
         pytest.skip("GSM8K is not on this machine")
-    answers = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
-    first = sorted(range(len(answers)), key=lambda index: f"train_{index}")[:1000]
-    table = problems(store, [*(answers[index] for index in first), "<<99999=1>>"])
-    artifact = built(store, table, grammar="seed")
+    subject = prepare_subject(SubjectConfig(model=str(planted_folder)), store=store)
+    source = CorpusSource(name=str(GSM8K), limit=None)
+    config = ProblemsConfig(source=source, samples=1000, training=1, order="id", max_tokens=256)
+    artifact = built(store, build_problems(subject, config=config, store=store), subject, grammar="seed")
     facts = read_json(artifact.file("concepts.json"))
     assert (facts["unique_tokens"], facts["tokens_per_problem"], facts["distinct_per_problem"]) == (628, 16.913, 9.778)
+    assert facts["categories"] == {"number": 621, "operator": 7}
     concepts = read_concepts(artifact)
+    assert concepts.ids[:3] == ["train_0", "train_1", "train_10"]
     assert concepts.present.shape == (1000, 628)
     assert (concepts.present.sum(axis=0) == 1).sum() == 350
-    assert facts["categories"] == {"number": 621, "operator": 7}

@@ -237,20 +237,22 @@ def test_planted_latents_among_real_problems() -> None:
     assert recall[50, 1001] >= 0.99
 
 
-def test_half_samples_spread_as_new_problems_do() -> None:
+@pytest.mark.parametrize("preset", BOTH)
+def test_half_samples_spread_as_new_problems_do(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saeinterp.enrichment.draws.LABELLED_HALVES", 0)
     rng = np.random.default_rng(4)
     strength, base = rng.uniform(0, 0.5, 150), rng.beta(1, 6, 150)
-    frequency = rng.beta(1, 4, 30)
-    token = rng.integers(0, 30, 150)
+    frequency, token = rng.beta(1, 4, 30), rng.integers(0, 30, 150)
     rates, spreads = [], []
-    for _ in range(24):
+    for _ in range(15):
         present = rng.random((300, 30)) < frequency
         active = rng.random((300, 150)) < base + strength * present[:, token]
-        counts = drawn(active, present, presets=("robust",), half_samples=30)["robust"]
+        counts = drawn(active, present, presets=(preset,), half_samples=15)[preset]
         share = (counts["interpretable"] / counts["alive"]).to_numpy()
         rates.append(share[0])
         spreads.append(share[1:].std(ddof=1))
-    assert np.mean(spreads) == pytest.approx(np.std(rates, ddof=1), rel=0.5)
+    # Forty data sets with 30 halves each gave 1.15 (robust, which loses power in a half) and 0.95.
+    assert 0.6 < np.mean(spreads) / np.std(rates, ddof=1) < 1.6
 
 
 @pytest.mark.parametrize("preset", BOTH)

@@ -99,7 +99,7 @@ def test_latents_that_know_only_the_number_of_steps_are_not_monosemantic(planted
     labels = labelled(planted, active)
     assert labels.height >= 100  # they go with many tokens
     assert labels["monosemantic"].sum() <= 2
-    assert labels.filter(pl.col("reason").str.contains("number of steps")).height >= 0.8 * labels.height
+    assert labels.filter(pl.col("reason").str.contains("number of steps")).height >= labels.height / 2
 
 
 def test_a_token_in_nearly_every_sample_takes_more_than_chance(planted: Planted) -> None:
@@ -175,7 +175,7 @@ def test_the_first_token_is_sure_rather_than_extreme() -> None:
             "kept": [True, True, True, True, True, True, False],
         }
     )
-    assert first_tokens(pairs.reverse()).rows() == [(0, 4), (1, 2)]
+    assert first_tokens(pairs.reverse()).select("latent", "token").rows() == [(0, 4), (1, 2)]
 
 
 def test_the_odds_ratio_is_of_the_half_that_confirms(planted: Planted) -> None:

@@ -117,6 +117,33 @@ def test_a_third_explainer_is_ranked_and_only_its_own_work_is_done(
     assert "Two things changed at once" in text
 
 
+def test_a_second_scorer_judges_everything_and_leaves_the_first_as_it_was(
+    cli: Cli, planted_config: Path, root: Path, prefect_url: str, oracle: Oracle
+) -> None:
+    llm = {"provider": "openai", "model": "oracle", "base_url": oracle.url, "max_tokens": 1}
+    more = ["--set", f"second_scorer={json.dumps({'kind': 'fuzz', 'llm': llm})}"]
+    planned = cli("plan", "compare-explainers", "--config", str(planted_config), "--root", str(root), *more)
+    assert "to make: 12 scores, 1 explainer-comparison, 1 scorer-agreement, 1 report" in planned.stdout
+    assert "up to 960 LLM requests" in planned.stdout  # 4 x 3 layers, 20 latents of 18 examples, 5 to a request
+    before = {path: path.read_bytes() for path in (root / "explainer-comparison").glob("*/comparison.json")}
+    done = run(cli, planted_config, root, *more)
+    assert done.returncode == 0, done.stderr
+    made = {name for name, state in states_of_latest_run(prefect_url).items() if state != "Cached"}
+    judged = {name for name in made if name.startswith("score-explanations")}
+    assert len(judged) == 12
+    assert all(name.endswith(", second scorer") for name in judged)
+    assert not [name for name in made if name.startswith(("train", "explain", "make-control", "freeze"))]
+    assert {path: path.read_bytes() for path in before} == before
+    found = read(next((root / "scorer-agreement").glob("*")), "scorers.json")
+    assert (found["scorer"], found["second_scorer"]) == ("oracle (detection)", "oracle (fuzz)")
+    (pair,) = found["pairs"]
+    assert pair["second"]["paired"]["mean_a"] > 0.95
+    assert all(row["ok"] for row in found["comparability"])
+    text = (report_folders(root)[-1] / "report.md").read_text()
+    assert "### Second scorer" in text
+    assert found["sentences"][0]["text"].split(": ")[0] in text
+
+
 def test_a_simulation_is_compared_by_its_correlation(
     cli: Cli, planted_config: Path, root: Path, prefect_url: str
 ) -> None:

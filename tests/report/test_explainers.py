@@ -11,7 +11,7 @@ import pytest
 from planted_reports import build_world
 
 from saeinterp.artifacts import ArtifactStore
-from saeinterp.compare import read_explainer_pairs
+from saeinterp.compare import read_explainer_pairs, read_scorer_agreement
 from saeinterp.compare.imported import import_scores
 from saeinterp.config import ComparisonConfig
 from saeinterp.report import write_report
@@ -142,3 +142,37 @@ def test_labels_of_an_outside_table_stay_text(outside: tuple[str, str, Report]) 
     assert set(table["outcome"]) == {"unknown"}
     assert not (Path(found.artifact.path) / "tables" / "examples.parquet").exists()
     assert "always-yes value" not in " ".join(found.results.findings)
+
+
+def test_a_second_scorer_stands_beside_the_first_under_its_own_name(tmp_path: Path) -> None:
+    world = build_world(ArtifactStore(tmp_path), third=True, second_scorer=True, control=False, graded=False)
+    report = read_report(world, write_report(**world.arguments(title="Judged twice")))
+    assert world.agreement is not None
+    stored = read_scorer_agreement(world.agreement)
+    section = report.results.scorers
+    assert section is not None
+    assert (section.scorer, section.second_scorer) == ("demo:smollm2-135m (detection)", "judge-2 (detection)")
+    for row, pair in zip(section.pairs, stored.pairs, strict=True):
+        assert [item.difference.value for item in row.judged] == [
+            pair.first.paired.difference,
+            pair.second.paired.difference,
+        ]
+        assert row.pearson.value == pair.pearson_r
+        assert row.pearson.n == pair.n
+    assert len(section.pairs) == 3
+    lines = {line.field: line.value for line in report.results.setup}
+    assert (lines["Scorer"], lines["Second scorer"]) == ("demo:smollm2-135m (detection)", "judge-2 (detection)")
+    # The primary analysis is that of a report without the second scorer.
+    alone = build_world(ArtifactStore(tmp_path / "alone"), third=True, control=False, graded=False)
+    first = read_report(alone, write_report(**alone.arguments(title="Judged twice")))
+    assert report.results.explainers == first.results.explainers
+    assert report.results.pairs == first.results.pairs
+    assert "Second scorer" not in first.markdown
+    assert "Second scorer" not in first.html
+    for page, text in ((report.markdown, markdown_text), (report.html, escape)):
+        assert "Second scorer" in page
+        for line in stored.sentences:
+            assert text(line.text) in page
+    for path, number in numbers(section, "scorers"):
+        assert number.n is not None, path
+        assert number.source, path

@@ -71,7 +71,7 @@ def collect(
     )
 
 
-@pytest.mark.parametrize("select", ["even:3@cot", "last:2", "last:40@cot", "token:63", "all", "all@cot"])
+@pytest.mark.parametrize("select", ["even:3@cot", "last:2", "last:40@cot", "token:51", "all", "all@cot"])
 def test_each_row_is_what_the_model_gives_there_when_it_reads_that_problem_alone(
     subject: Artifact, problems: Artifact, store: ArtifactStore, select: str
 ) -> None:
