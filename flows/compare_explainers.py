@@ -84,8 +84,8 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
                 for a, b in together
             }
         )
-    compared = [{pair: finished(item) for pair, item in by_pair.items()} for by_pair in pending]
-    pairs: dict[str, Ref] = compared[0] if compared else {}
+    compared: list[dict[str, Ref]] = [{pair: finished(item) for pair, item in by_pair.items()} for by_pair in pending]
+    pairs = compared[0] if compared else {}
     if len(compared) > 1:
         agreement = finished(
             steps.set_scorers_side_by_side.submit(

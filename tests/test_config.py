@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from saeinterp.config import (
     CompareExplainersConfig,
     CompareModelsConfig,
+    ExplainFeaturesConfig,
     LaunchConfig,
     SubjectConfig,
     TrainSaesConfig,
@@ -216,3 +217,19 @@ def test_hookpoints_name_their_block() -> None:
     assert [layer_of(name) for name in ("layers.9", "model.layers.12", "transformer.h.3")] == [9, 12, 3]
     with pytest.raises(ConfigError, match="names no block"):
         layer_of("embed")
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ({}, "is the scorer again"),
+        ({"llm": {"model": "other", "max_tokens": 1}, "kind": "simulation"}, "does not give comparison.metric"),
+    ],
+)
+@pytest.mark.parametrize("model", [CompareExplainersConfig, ExplainFeaturesConfig])
+def test_a_second_scorer_is_another_one_that_gives_the_metric(
+    model: type[BaseModel], second: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        model(second_scorer=second)
+    assert model(second_scorer={"kind": "fuzz"}) != model()

@@ -213,8 +213,8 @@ def _against_control(
     title = f"random-weights control of {name}"
     pairing = Pairing((name, title), alpha, paired=shared_problems(own, floor))
     presets = [preset for preset in own[0].presets if preset in floor[0].presets]
-    rates = [row for preset in presets for row in compare_rates(own, floor, preset, pairing=pairing)]
-    return ControlRates(side=side, title=title, rates=tuple(row for row in rates if row.scope == "model"))
+    rates = [row for preset in presets for row in compare_rates(own, floor, preset, pairing=pairing, scopes=["model"])]
+    return ControlRates(side=side, title=title, rates=tuple(rates))
 
 
 def _parameters(side: Sequence[Associated]) -> int | None:

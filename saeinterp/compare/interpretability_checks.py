@@ -84,7 +84,7 @@ def problem_ids(item: Associated) -> list[str]:
 def _pair_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     rows = [*_problem_rows(a, b), *_vocabulary_rows(a, b), *_layer_rows(a, b), *_size_rows(a, b)]
     for step, kind in _STEPS:
-        rows += _step_rows(step, kind, _first(a.node, kind), _first(b.node, kind))
+        rows += _step_rows(step, kind, a.first(kind), b.first(kind))
     rows += _step_rows("association", "enrichment", a.node, b.node)
     models = [item.subject for item in (a, b)]
     for field in ("d_model", "num_layers", "vocab_size"):
@@ -108,7 +108,7 @@ def _problem_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
 
 def _texts(item: Associated, ids: set[str]) -> str | None:
     """A hash of what the problems say; None where the artifact is gone."""
-    problems = _first(item.node, "problems")
+    problems = item.first("problems")
     path = problems.path / "problems.parquet" if problems else None
     if path is None or not path.exists():
         return None
@@ -120,7 +120,7 @@ def _texts(item: Associated, ids: set[str]) -> str | None:
 def _vocabulary_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
     shown = []
     for item in (a, b):
-        concepts = _first(item.node, "concepts")
+        concepts = item.first("concepts")
         path = concepts.path / "vocabulary.parquet" if concepts else None
         texts = pl.read_parquet(path, columns=["text"])["text"].to_list() if path and path.exists() else None
         shown.append(None if texts is None else f"{len(texts):,} tokens ({_digest(sorted(texts))})")
@@ -173,7 +173,7 @@ def _size_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
 
 
 def _training_rows(item: Associated) -> list[float] | None:
-    files = [sae.path / "training.json" for sae in item.node.ancestors("sae")]
+    files = [sae.path / "training.json" for sae in item.behind.get("sae", ())]
     rows = [read_json(path).get("rows") for path in files if path.exists()]
     return None if not rows or None in rows else [float(value) for value in rows]
 
@@ -213,7 +213,7 @@ def _step_rows(step: str, kind: str, a: Node | None, b: Node | None) -> list[Com
 
 def _semantics(item: Associated) -> str | None:
     """What a hook sees, as the capture recorded it; None where the activations are gone."""
-    activations = _first(item.node, "activations")
+    activations = item.first("activations")
     path = activations.path / "cache.json" if activations else None
     return str(read_json(path).get("semantics")) if path and path.exists() else None
 
@@ -222,10 +222,6 @@ def _hook(hookpoint: str) -> str:
     if is_block(hookpoint):
         return "block output"
     return ".".join(part for part in hookpoint.split(".") if not part.isdigit())
-
-
-def _first(node: Node, kind: str) -> Node | None:
-    return next(iter(node.ancestors(kind)), None)
 
 
 def _several(values: Iterable[int]) -> str:

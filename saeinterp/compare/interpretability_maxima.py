@@ -45,8 +45,8 @@ def compare_maxima(a: Sequence[Associated], b: Sequence[Associated], preset: str
 
 def largest_pair(item: Associated, preset: str) -> LargestPair | None:
     """The kept pair with the largest finite enrichment; None where no pair has one."""
-    pairs = pl.read_parquet(item.artifact.file(f"pairs-{preset}.parquet"), columns=_COLUMNS)
-    kept = pairs.filter(pl.col("kept") & pl.col("enrichment").is_finite())
+    pairs = pl.scan_parquet(item.artifact.file(f"pairs-{preset}.parquet")).select(_COLUMNS)
+    kept = pairs.filter(pl.col("kept") & pl.col("enrichment").is_finite()).collect()
     top = kept.sort(["enrichment", "id", "text"], descending=[True, False, False]).head(LARGEST)
     if top.is_empty():
         return None

@@ -82,11 +82,17 @@ def rates_of(side: Associated, preset: str) -> list[str]:
 
 
 def compare_rates(
-    a: Sequence[Associated], b: Sequence[Associated], preset: str, *, pairing: Pairing
+    a: Sequence[Associated],
+    b: Sequence[Associated],
+    preset: str,
+    *,
+    pairing: Pairing,
+    scopes: Sequence[Scope] = ("model", "layer", "position"),
 ) -> tuple[RateDifference, ...]:
     """Every rate that both sides have, at every place of both."""
     common = [rate for rate in rates_of(a[0], preset) if rate in rates_of(b[0], preset)]
-    return tuple(_difference(a, b, preset, rate, place, pairing) for place in places(a[0], b[0]) for rate in common)
+    wanted = [place for place in places(a[0], b[0]) if place.scope in scopes]
+    return tuple(_difference(a, b, preset, rate, place, pairing) for place in wanted for rate in common)
 
 
 def _difference(

@@ -38,6 +38,7 @@ class Associated(NamedTuple):
     Attributes:
         artifact: The artifact.
         node: The same as the root of its lineage.
+        behind: Kind to the artifacts it was made from, nearest first.
         seed: Training seed of its SAEs; None where they were not trained here, or not alike.
         sites: Its SAEs; the index is `site` of the draws.
         rates: Rows of `rates.json`, all presets.
@@ -46,6 +47,7 @@ class Associated(NamedTuple):
 
     artifact: Artifact
     node: Node
+    behind: Mapping[str, Sequence[Node]]
     seed: int | None
     sites: tuple[Site, ...]
     rates: Sequence[Mapping[str, Any]]
@@ -56,10 +58,14 @@ class Associated(NamedTuple):
         """The presets in order."""
         return tuple(self.draws)
 
+    def first(self, kind: str) -> Node | None:
+        """The nearest artifact of a kind behind it."""
+        return next(iter(self.behind.get(kind, ())), None)
+
     @property
     def subject(self) -> Node | None:
         """The model."""
-        return next(iter(self.node.ancestors("subject")), None)
+        return self.first("subject")
 
     @property
     def blocks(self) -> int | None:
@@ -92,15 +98,30 @@ def read_associated(artifact: Artifact) -> Associated:
     rates = read_json(artifact.file("rates.json"))["rates"]
     presets = list(dict.fromkeys(row["preset"] for row in rates))
     node = lineage(artifact)
-    seeds = {flatten(sae.config).get("training.seed") for sae in node.ancestors("sae")}
+    behind = _behind(node)
+    seeds = {flatten(sae.config).get("training.seed") for sae in behind.get("sae", ())}
     return Associated(
         artifact=artifact,
         node=node,
+        behind=behind,
         seed=seeds.pop() if len(seeds) == 1 else None,
         sites=tuple(site for activity in node.inputs("activity") for site in _sites(activity)),
         rates=rates,
         draws={preset: pl.read_parquet(artifact.file(f"draws-{preset}.parquet")) for preset in presets},
     )
+
+
+def _behind(node: Node) -> dict[str, list[Node]]:
+    """Every ancestor by kind, in one walk: a model may have hundreds of SAEs."""
+    found: dict[str, list[Node]] = {}
+    queue, seen = node.inputs(), {node.recipe}
+    while queue:
+        item = queue.pop(0)
+        if item.recipe not in seen:
+            seen.add(item.recipe)
+            found.setdefault(item.kind, []).append(item)
+            queue += item.inputs()
+    return found
 
 
 def _sites(activity: Node) -> list[Site]:

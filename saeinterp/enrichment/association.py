@@ -59,22 +59,11 @@ def associate(active: Matrix, present: Matrix, *, preset: Preset = "robust", see
         ConfigError: Another preset.
         DataError: The matrices are not of the same samples, or not boolean.
     """
-    return associate_incidence(Incidence.of(active, present, seed=seed), preset=preset)
-
-
-def associate_incidence(
-    incidence: Incidence, *, preset: Preset = "robust", latents: npt.NDArray[np.int64] | None = None
-) -> Associations:
-    """`associate` of samples whose halves are drawn.
-
-    Args:
-        latents: List the pairs of these alone; adjusted over all as ever. None lists all.
-    """
+    incidence = Incidence.of(active, present, seed=seed)
     rules, limits = _rules(incidence, preset)
     block = Pairs.concatenate(list(incidence.blocks(list(enumerate(limits)))))
     verdicts = rules(incidence, limits, [block])
-    listed = verdicts.listed(block)
-    found = _frame(verdicts, listed if latents is None else listed.where(np.isin(listed.latent, latents)), limits[0])
+    found = _frame(verdicts, verdicts.listed(block), limits[0])
     found.family = verdicts.family
     return found
 
@@ -97,6 +86,18 @@ def associate_to(path: Path, active: Matrix, present: Matrix, *, preset: Preset 
         for block in incidence.blocks([(0, limits[0])]):
             writer.write_table(_frame(verdicts, block, limits[0]).to_arrow())
     return verdicts.family
+
+
+def associate_some(incidence: Incidence, latents: npt.NDArray[np.int64]) -> Associations:
+    """The rows of `associate` (`robust`) of some latents, adjusted over all; nothing is held of the others."""
+    rules, limits = _rules(incidence, "robust")
+    verdicts = rules(incidence, limits, incidence.blocks(list(enumerate(limits))))
+    blocks = incidence.blocks([(0, limits[0])])
+    found = _frame(
+        verdicts, Pairs.concatenate([block.where(np.isin(block.latent, latents)) for block in blocks]), limits[0]
+    )
+    found.family = verdicts.family
+    return found
 
 
 def _rules(incidence: Incidence, preset: str) -> tuple[type[RobustRules] | type[PublishedRules], list[Limits]]:

@@ -179,7 +179,7 @@ def _tokens(problems: Problems, subject: Artifact, config: ConceptsConfig) -> It
 
 
 class _Spelling(dict[int, str]):
-    """Token id -> its text; a piece of a character shows as the tokenizer's vocabulary spells it."""
+    """Token id -> a text of its own; a piece of a character shows as the tokenizer's vocabulary spells it."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__()
@@ -187,10 +187,11 @@ class _Spelling(dict[int, str]):
         self._taken: dict[str, int] = {}
 
     def __missing__(self, token: int) -> str:
-        text = self._tokenizer.decode([token])
+        piece = str(self._tokenizer.convert_ids_to_tokens(token))
         # Two ids must not become one token: some tokenizers decode `the` and ` the` alike.
-        if "\ufffd" in text or self._taken.setdefault(text, token) != token:
-            text = f"{self._tokenizer.convert_ids_to_tokens(token)}"
+        for text in (self._tokenizer.decode([token]), piece, f"{piece} ({token})"):
+            if "\ufffd" not in text and self._taken.setdefault(text, token) == token:
+                break
         self[token] = text
         return text
 

@@ -139,11 +139,10 @@ class _Counter:
 def _rules(
     presets: Sequence[Preset], margins: Margins, categories: npt.NDArray[np.str_]
 ) -> dict[Preset, PublishedFlags | RobustFlags]:
-    kinds: dict[Preset, type[PublishedFlags] | type[RobustFlags]] = {
-        "robust": RobustFlags,
-        "seed-gsm8k-chi2": PublishedFlags,
+    return {
+        preset: RobustFlags(margins) if preset == "robust" else PublishedFlags(margins, categories)
+        for preset in presets
     }
-    return {preset: kinds[preset](margins, categories) for preset in presets}
 
 
 def _arrangements(
@@ -166,4 +165,5 @@ def _check(whole: Incidence, counter: _Counter, sample_ids: Sequence[str], strat
         if length != expected:
             raise DataError("has another length than the matrices", field=name, got=length, expected=str(expected))
     if len(set(sample_ids)) < samples:
-        raise DataError("an id comes twice", field="sample_ids", got=samples - len(set(sample_ids)))
+        repeated = samples - len(set(sample_ids))
+        raise DataError("an id comes twice", field="sample_ids", got=f"{repeated} repeated", expected="each id once")

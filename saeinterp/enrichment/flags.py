@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from saeinterp.enrichment.association import associate_incidence
+from saeinterp.enrichment.association import associate_some
 from saeinterp.enrichment.contingency import Counts, Incidence, Margins, Pairs
 from saeinterp.enrichment.labels import ALIKE, STRONG
 from saeinterp.enrichment.monosemantic import MIN_MCC, monosemantic_latents
@@ -54,7 +54,7 @@ class Draw(NamedTuple):
     Attributes:
         incidence: Of the samples drawn.
         strata: `[n]`: theirs.
-        seed: Of the labels' own permutations; None makes no labels where that takes long.
+        seed: Of the labels' own permutations; None: labels of `robust`, which take long, are not made.
     """
 
     incidence: Incidence
@@ -99,14 +99,21 @@ class PublishedFlags:
 
 
 class RobustFlags:
-    """The rules of `robust`; as of `PublishedFlags`.
+    """The rules of `robust`.
 
     A latent is interpretable where its own adjusted p (Simes over tokens, then over latents) is at most 0.05. Its first
     token is that of the label: of its kept pairs (where it has none, of all tested ones) the one with the largest lower
     limit of the odds ratio.
+
+    Args:
+        margins: Of the samples.
+
+    Attributes:
+        limits: Pairs below are not looked at.
+        testable: `[tokens]` bool: some latent could be flagged by it.
     """
 
-    def __init__(self, margins: Margins, categories: npt.NDArray[np.str_]) -> None:
+    def __init__(self, margins: Margins) -> None:
         self._margins, self._family = margins, robust_family(margins, margins.columns[margins.column])
         self._tests = latent_tests(margins, self._family)
         self.limits = tested_limits(margins, self._family)
@@ -135,6 +142,6 @@ class RobustFlags:
 def _labelled(candidates: Counts, draw: Draw, seed: int) -> Counts:
     if not len(candidates):
         return candidates
-    pairs = associate_incidence(draw.incidence, latents=candidates)
+    pairs = associate_some(draw.incidence, candidates)
     found = monosemantic_latents(pairs, draw.incidence, strata=draw.strata, seed=seed)
     return found["latent"].to_numpy().astype(np.int64)

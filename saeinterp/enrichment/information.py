@@ -125,7 +125,6 @@ class _Half:
         tables = _Tables(self, fires, *self._alike(known))
         everyone = np.arange(len(latents))
         observed = tables.information(fires[:, None], everyone)[:, 0]
-        observed[np.isin(self._selectable, known)] = -np.inf
         token = observed.argmax(axis=0)
         limit = observed[token, everyone] - 1e-9  # so that rounding decides nothing
         beyond, done = np.zeros(len(latents), np.int64), 0

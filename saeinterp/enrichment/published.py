@@ -28,8 +28,11 @@ class PublishedRules:
     """The verdict on every listed pair of an incidence.
 
     Args:
-        incidence: Of all samples.
-        blocks: All pairs that reach `published_limits`; read once.
+        limits: Of `published_limits`.
+        blocks: All pairs that reach them; read once.
+
+    Attributes:
+        family: How many pairs q is adjusted over.
     """
 
     def __init__(self, incidence: Incidence, limits: list[Limits], blocks: Iterable[Pairs]) -> None:

@@ -147,7 +147,7 @@ def _summary(per_draw: pl.DataFrame, rate: _Rate, vocabulary: Mapping[str, float
 
 
 def _largest(per_draw: pl.DataFrame) -> dict[str, Any]:
-    """The largest enrichment of a kept pair; a draw without any counts as below."""
+    """The largest enrichment of a kept pair; draws without any are left out."""
     values = {
         kind: per_draw.filter(pl.col("draw") == kind)["max_enrichment"].cast(pl.Float64).fill_null(math.nan).to_numpy()
         for kind in ("observed", *NULLS)

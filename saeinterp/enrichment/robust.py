@@ -71,13 +71,15 @@ class RobustRules:
     """The verdict on every listed pair of an incidence.
 
     Args:
-        incidence: Of all samples.
-        blocks: All pairs that reach one of `robust_limits`; read once.
+        limits: Of `robust_limits`.
+        blocks: All pairs that reach one of them; read once.
+
+    Attributes:
+        family: How many pairs q is adjusted over.
     """
 
     def __init__(self, incidence: Incidence, limits: list[Limits], blocks: Iterable[Pairs]) -> None:
-        self._incidence, self._limits = incidence, limits
-        self._margins = limits[0].margins
+        self._limits, self._margins = limits, limits[0].margins
         family = robust_family(self._margins, incidence.holding[0])
         self.family = family.tests
         frequent = incidence.holding[0] >= MIN_HOLDING

@@ -22,6 +22,8 @@ from saeinterp.stats.intervals import Floats
 OF_VERDICTS = ("precision", "recall", "f1", "accuracy", "balanced_accuracy", "mcc")
 PARTS = ("latents", "documents", "sampling", "rest")
 """Where the variance of the score of one explanation of one latent comes from; `rest` is documents by sampling."""
+ROUNDING = 1e-12
+"""A part that is smaller is none."""
 _SUMMED = ("n", "usable", "tp", "fp", "tn", "fn")
 _OF_ONE = ("hookpoint", "prevalence", "firings", "density")
 
@@ -172,7 +174,7 @@ def _split(values: Sequence[Floats]) -> dict[str, Any]:
     amounts = (split.between, split.of_rows, split.of_columns, split.rest)
     parts = {
         name: {
-            "value": value,
+            "value": value if abs(value) > ROUNDING else 0.0,
             "n": of[name],
             "low": interval.low,
             "high": interval.high,

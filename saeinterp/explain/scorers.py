@@ -155,8 +155,8 @@ def _judge(
         verdicts = numbered(tables)
         variance = {"variance": verdict_variance(verdicts)}
     verdicts.write_parquet(folder / "verdicts.parquet", compression="zstd")
-    found = [score_table(item, table, progress=progress) for item, table in zip(outcomes, tables, strict=True)]
-    scores = _of_latents(found, folder)
+    of_each = [score_table(item, table, progress=progress) for item, table in zip(outcomes, tables, strict=True)]
+    scores = _of_latents(of_each, folder)
     return scores, {**verdict_summary(verdicts, scores), **variance}, completions
 
 

@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
+from saeinterp.report.enrichment_figures import layer_rates, strengths
 from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
 from saeinterp.report.enrichment_tables import GRID_ROWS, grid_payload, plain_rows
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
@@ -68,8 +69,8 @@ def render_dashboard(results: Results, tables: Path) -> str:
     """
     section = results.explainers
     latents = read_table(tables, "latents") if section is not None else None
-    plots = _figures(section, latents, tables)
     associated = read_table(tables, "associated") if results.enrichment is not None else None
+    plots = [*_associations(results, associated), *_figures(section, latents, tables)]
     embedded = {
         "lib-plotly": plotly_library() if plots else None,
         "lib-tabulator": tabulator_library() if latents is not None or associated is not None else None,
@@ -281,6 +282,15 @@ def _quick(outcomes: Sequence[str]) -> list[tuple[str, str]]:
     counts = {name: outcomes.count(name) for name in OUTCOMES}
     chips = [(name, f"{text} ({counts[name]})") for name, text in OUTCOMES.items() if counts[name]]
     return [("all", f"All ({len(outcomes)})"), *chips]
+
+
+def _associations(results: Results, associated: Mapping[str, list[Any]] | None) -> list[figures.Figure]:
+    made: list[figures.Figure | None] = []
+    for preset in results.enrichment.presets if results.enrichment is not None else ():
+        made.append(layer_rates(preset))
+        if associated is not None:
+            made.append(strengths(preset, associated))
+    return [figure for figure in made if figure is not None]
 
 
 def _figures(

@@ -152,7 +152,6 @@ class ControlSection(Model):
     """One model against its architecture with random weights."""
 
     title: str
-    rates: tuple[ComparedRate, ...]
     findings: tuple[str, ...]
 
 

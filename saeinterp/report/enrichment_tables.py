@@ -14,7 +14,7 @@ import polars as pl
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.report.format import number, visible
 
-_EFFECTS = ["enrichment", "odds_ratio", "odds_ratio_low", "odds_ratio_high", "p_value", "q_value", "mcc", "replicated"]
+_EFFECTS = ["enrichment", "odds_ratio", "odds_ratio_low", "odds_ratio_high", "p_value", "log10_p", "q_value", "mcc"]
 _LABELS = ["id", "layer", "position", "label", "kind", "category", "monosemantic"]
 GRID_ROWS = 10_000
 """Latents in the page's table; all are in `tables/associated.parquet`, and the page says so."""
@@ -27,7 +27,7 @@ def associated_latents(sides: Mapping[str, Associated]) -> pl.DataFrame:
 
     Columns: `side`, `preset`, `id`, `layer`, `position`, `label`, `kind`, `category`, `monosemantic`; of its first
     token `token`, the counts `a` to `d`, `enrichment` (null where infinite), `odds_ratio` with its 95% interval,
-    `p_value`, `q_value`, `mcc`, `replicated`.
+    `p_value`, `log10_p`, `q_value`, `mcc`, `replicated`.
     """
     frames = [_of_preset(title, item, preset) for title, item in sides.items() for preset in item.presets]
     if not frames:
@@ -87,7 +87,7 @@ def _odds(columns: Columns, index: int) -> str:
 def _of_preset(title: str, item: Associated, preset: str) -> pl.DataFrame:
     labels = pl.read_parquet(item.artifact.file(f"labels-{preset}.parquet"))
     kept = pl.scan_parquet(item.artifact.file(f"pairs-{preset}.parquet")).filter("kept")
-    wanted = ["latent", "token", "text", "a", "b", "c", "d", *_EFFECTS]
+    wanted = ["latent", "token", "text", "a", "b", "c", "d", *_EFFECTS, "replicated"]
     pairs = kept.select(wanted).collect().with_columns(pl.col("latent", "token").cast(pl.Int64))
     named = labels.select(*_LABELS, pl.col("latent").cast(pl.Int64), *(["token"] if "token" in labels.columns else []))
     if "token" in labels.columns:
@@ -100,5 +100,5 @@ def _of_preset(title: str, item: Associated, preset: str) -> pl.DataFrame:
     head = [pl.lit(title).alias("side"), pl.lit(preset).alias("preset")]
     token = pl.col("text").alias("token")
     rest = [pl.col(name).cast(pl.Int64) for name in "abcd"]
-    table = found.select(*head, *_LABELS, token, *rest, finite, *_EFFECTS[1:])
+    table = found.select(*head, *_LABELS, token, *rest, finite, *_EFFECTS[1:], "replicated")
     return table.sort(["odds_ratio", "id"], descending=[True, False], nulls_last=True)

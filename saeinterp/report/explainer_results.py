@@ -241,3 +241,22 @@ class ScorersSection(Model):
     checks: tuple[Check, ...]
     matched: bool
     source: str
+
+
+class VarianceRow(Model):
+    """The variance of the score of one explanation of one latent, by where it comes from."""
+
+    explainer: str
+    scorer: str
+    hookpoint: str
+    latents: Number
+    """Between the latents themselves."""
+    documents: Number
+    """By the draw of the documents that the latent is scored on."""
+    sampling: Number
+    """By the draw of the explanation."""
+    rest: Number
+    """Documents by sampling: what suits one explanation and not another, and the scorer's own noise."""
+    left_out: int
+    """Latents on which a part is undefined."""
+    source: str

@@ -85,8 +85,8 @@ def scatter(section: ExplainerSection, latents: Mapping[str, Sequence[Any]]) -> 
                 ],
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {
-                    "color": _pick(PALETTE, order),
-                    "symbol": _pick(SYMBOLS, order),
+                    "color": pick(PALETTE, order),
+                    "symbol": pick(SYMBOLS, order),
                     "size": 10,
                     "opacity": 0.8,
                     "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
@@ -101,7 +101,7 @@ def scatter(section: ExplainerSection, latents: Mapping[str, Sequence[Any]]) -> 
         title=f"{section.metric_title}: B over A",
         caption="One mark per latent; above the diagonal B scores higher. Click one to read its examples.",
         data=[trace for trace in traces if trace["x"]],
-        layout=_layout(
+        layout=axes(
             x=f"{section.metric_title}, A",
             y=f"{section.metric_title}, B",
             xaxis={"range": span, "constrain": "domain"},
@@ -149,18 +149,18 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
             {
                 "type": "scatter",
                 "mode": "lines" if len(points) > 1 else "markers",
-                "name": _plain(name),
+                "name": plain_text(name),
                 "x": [point["rows_seen"] for point in points],
                 "y": [point[value] for point in points],
                 "text": [
-                    f"{_plain(name)}<br>{number(point['rows_seen'], 'count')} rows"
+                    f"{plain_text(name)}<br>{number(point['rows_seen'], 'count')} rows"
                     f"<br>{label} {number(point[value], style)}"
                     for point in points
                 ],
                 "hovertemplate": "%{text}<extra></extra>",
                 "line": {
-                    "color": _pick(PALETTE, hookpoints.index(hookpoint)),
-                    "dash": _pick(DASHES, sides.index(side)),
+                    "color": pick(PALETTE, hookpoints.index(hookpoint)),
+                    "dash": pick(DASHES, sides.index(side)),
                     "width": 2,
                 },
             }
@@ -172,7 +172,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
         title=title,
         caption=caption,
         data=traces,
-        layout=_layout(x="Rows seen", y=label, xaxis={"tickformat": "~s"}, yaxis={"rangemode": "tozero"}),
+        layout=axes(x="Rows seen", y=label, xaxis={"tickformat": "~s"}, yaxis={"rangemode": "tozero"}),
         columns=("Model", "Layer", "Rows seen", label),
         rows=tuple(table),
     )
@@ -195,7 +195,7 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     traces, table = [], []
     for (side, hookpoint), every in groups.items():
         bins = [row for row in every if row["low"] >= min(filled)]
-        name = _plain(hookpoint if len(sides) == 1 else f"{hookpoint} · {side}")
+        name = plain_text(hookpoint if len(sides) == 1 else f"{hookpoint} · {side}")
         spans = [f"{power(row['low'])} to {power(row['high'])}" for row in bins]
         counts = [row["latents"] for row in bins]
         traces.append(
@@ -208,8 +208,8 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
                 "text": [f"{name}<br>{span}: {number(count, 'count')} latents" for span, count in zip(spans, counts)],
                 "hovertemplate": "%{text}<extra></extra>",
                 "line": {
-                    "color": _pick(PALETTE, hookpoints.index(hookpoint)),
-                    "dash": _pick(DASHES, sides.index(side)),
+                    "color": pick(PALETTE, hookpoints.index(hookpoint)),
+                    "dash": pick(DASHES, sides.index(side)),
                     "width": 2,
                     "shape": "hv",
                 },
@@ -222,7 +222,7 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         title="Activation density",
         caption="Latents by the share of tokens they fire on; dead latents are counted in the health table.",
         data=traces,
-        layout=_layout(
+        layout=axes(
             x="Share of tokens",
             y="Latents",
             xaxis={"tickvals": ticks, "ticktext": [power(tick) for tick in ticks]},
@@ -233,7 +233,8 @@ def densities(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     )
 
 
-def _layout(*, x: str, y: str, xaxis: dict[str, Any], yaxis: dict[str, Any], **extra: Any) -> dict[str, Any]:
+def axes(*, x: str, y: str, xaxis: dict[str, Any], yaxis: dict[str, Any], **extra: Any) -> dict[str, Any]:
+    """A layout with two titled axes and the legend below."""
     return {
         "xaxis": {"title": {"text": x, "standoff": 8}, "automargin": True, "zeroline": False, **xaxis},
         "yaxis": {"title": {"text": y, "standoff": 8}, "automargin": True, "zeroline": False, **yaxis},
@@ -244,7 +245,8 @@ def _layout(*, x: str, y: str, xaxis: dict[str, Any], yaxis: dict[str, Any], **e
     }
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Text that plotly shows as it is."""
     # plotly reads a small set of HTML tags in texts.
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -259,5 +261,6 @@ def _unique(items: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _pick(items: Sequence[str], index: int) -> str:
+def pick(items: Sequence[str], index: int) -> str:
+    """An item of a palette, from the start again after the last."""
     return items[index % len(items)]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from saeinterp.artifacts import Artifact
 from saeinterp.compare.interpretability import read_interpretability
+from saeinterp.compare.interpretability_rates import OVER_ALL
 from saeinterp.compare.interpretability_results import (
     Answer,
     Chance,
@@ -52,8 +53,7 @@ def interpretability_section(artifact: Artifact) -> InterpretabilitySection:
         controls=tuple(
             ControlSection(
                 title=item.title,
-                rates=tuple(_rate(row, data, source) for row in item.rates),
-                findings=tuple(row.sentence for row in item.rates),
+                findings=tuple(row.sentence for row in item.rates if row.rate in OVER_ALL),
             )
             for item in data.controls
         ),

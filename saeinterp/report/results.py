@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
-from saeinterp.report.explainer_results import ExplainerSection, PairsSection, ScorersSection
+from saeinterp.report.explainer_results import ExplainerSection, PairsSection, ScorersSection, VarianceRow
 from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection
 from saeinterp.report.values import Fact, Model, Number, Setting
@@ -121,6 +121,8 @@ class Results(Model):
     """Three or more explainers: their ranking and every pair."""
     scorers: ScorersSection | None = None
     """A second scorer beside the first, where one judged too."""
+    variance: tuple[VarianceRow, ...] = ()
+    """Of scores of explainers with several explanations per latent."""
     models: ModelSection | None
     interpretability: InterpretabilitySection | None = None
     """Two models by the latents that go with tokens."""

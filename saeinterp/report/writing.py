@@ -43,6 +43,7 @@ from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
 from saeinterp.report.pairs import adjusted, pairs_section
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
+from saeinterp.report.sampling import variance_rows
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
@@ -194,6 +195,7 @@ def write_report(
             explainers=section,
             pairs=pairs,
             scorers=None if scorer_agreement is None else scorers_section(scorer_agreement),
+            variance=variance_rows(roots, lineage, metric=section.metric) if section is not None else (),
             models=models,
             interpretability=interpretability_section(interpretability) if interpretability is not None else None,
             enrichment=associated,

@@ -36,7 +36,7 @@ class VarianceSplit(NamedTuple):
     of_rows: float
     of_columns: float
     rest: float
-    intervals: tuple[Interval, Interval, Interval, Interval]
+    intervals: tuple[Interval, ...]
 
 
 def split_variance(
@@ -68,9 +68,10 @@ def split_variance(
     # Resampling takes totals of columns that are not negative; a shift changes no variance.
     lowest = min(float(table.mean()) for table in tables)
     statistic = OfTotals(np.array([_sums(table, lowest) for table in tables]), lambda totals: _parts(totals, columns))
-    found = [float(value) for value in statistic(np.ones(len(tables)))]
-    intervals = bootstrap_intervals(statistic, len(tables), draws=draws, alpha=alpha, seed=seed, unit=unit)
-    return VarianceSplit(len(tables), sum(map(len, tables)), columns, *found, (*intervals,))  # type: ignore[arg-type]
+    between, of_rows, of_columns, rest = (float(value) for value in statistic(np.ones(len(tables))))
+    made = bootstrap_intervals(statistic, len(tables), draws=draws, alpha=alpha, seed=seed, unit=unit)
+    rows = sum(map(len, tables))
+    return VarianceSplit(len(tables), rows, columns, between, of_rows, of_columns, rest, intervals=tuple(made))
 
 
 def _sums(table: Floats, lowest: float) -> list[float]:

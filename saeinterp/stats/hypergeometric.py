@@ -20,6 +20,7 @@ Counts = npt.NDArray[np.int64]
 
 _NEGLIGIBLE = 1e-17
 _CROWDED = 0.7
+"""All sums go on together while this share of them needs another term."""
 
 
 def log_upper_tail(a: Counts, row: Counts, column: Counts, n: int) -> Floats:
@@ -134,5 +135,6 @@ def _sum_terms(x: Counts, row: Counts, column: Counts, n: int, odds: float, *, u
         # The others add nothing that counts, and picking some out costs more than another round of all.
         if len(more) < _CROWDED * len(todo):
             total[todo] = part
-            todo, at, r, c, rest, term, part = (item[more] for item in (todo, at, r, c, rest, term, part))
+            todo = todo[more]
+            at, r, c, rest, term, part = (item[more] for item in (at, r, c, rest, term, part))
     return total

@@ -138,7 +138,7 @@ def collect_positions(
         for site in plan.sites:
             os.rename(space.work / site, space.out / site)
         save_file(means, space.out / "means.safetensors")
-        titles = plan.selector.titles
+        titles = plan.titles
         summary = {
             "hookpoints": facts,
             "special_ids": special,
@@ -239,9 +239,9 @@ def _write_shards(
             for number, (context, values) in enumerate(forward(plan.contexts[start:stop]), start):
                 for site, (name, slot) in plan.sites.items():
                     kept = plan.kept[number][slot or 0]
-                    if len(kept.index):
-                        sample = np.full(len(kept.index), context.doc_ids[0], np.int32)
-                        writers[site].write(np.stack([sample, kept.position, kept.token]), values[name][kept.index])
+                    if len(kept.row):
+                        sample = np.full(len(kept.row), context.doc_ids[0], np.int32)
+                        writers[site].write(np.stack([sample, kept.position, kept.token]), values[name][kept.row])
         for site, writer in writers.items():
             writer.close()
             # A rename is what marks a shard whole.

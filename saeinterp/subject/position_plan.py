@@ -33,12 +33,12 @@ class Kept(NamedTuple):
     """What is kept of one slot of one problem: int32 `[k]` each.
 
     Attributes:
-        index: Among the rows that a pass gives for the problem.
+        row: Among those that a pass gives for the problem.
         position: As it is stored.
         token: The token there, -1 for a thought.
     """
 
-    index: np.ndarray
+    row: np.ndarray
     position: np.ndarray
     token: np.ndarray
 
@@ -69,6 +69,13 @@ class Plan:
         return 0 if self.selector.slots is None else 1
 
     @property
+    def titles(self) -> list[str]:
+        """A title for each slot."""
+        if self.selector.part == "bot" and self.bot is None:
+            return ["end of the question", *self.selector.titles[1:]]
+        return self.selector.titles
+
+    @property
     def thoughts(self) -> int:
         """How many thoughts are needed for the slots."""
         return self.selector.number - (self.selector.part == "bot")
@@ -76,7 +83,7 @@ class Plan:
     @cached_property
     def counts(self) -> np.ndarray:
         """`[slots, problems]`: rows kept."""
-        return np.array([[len(slot.index) for slot in kept] for kept in self.kept]).T
+        return np.array([[len(slot.row) for slot in kept] for kept in self.kept]).T
 
     def problems(self) -> dict[str, int]:
         """How many there are in each split."""
@@ -97,7 +104,7 @@ class Plan:
             DataError: Naming the place and how many problems have it.
         """
         problems = self.problems()
-        for slot, title in enumerate(self.selector.titles):
+        for slot, title in enumerate(self.titles):
             rows = self.rows(slot)
             if rows["train"] < MIN_TRAIN_ROWS or rows["health"] < 1:
                 raise DataError(

@@ -19,7 +19,7 @@ from saeinterp.subject.builtin import WORD_PROBLEMS
 from saeinterp.subject.sources import has_columns, is_local, read_rows, read_source
 from saeinterp.subject.tables import Column, Row, text_in
 
-_ANNOTATION = re.compile(r"<<.*?>>")
+_ANNOTATION = re.compile(r"<<.*?>>", re.DOTALL)
 
 
 class Problem(NamedTuple):
@@ -103,10 +103,8 @@ def _read(config: ProblemsConfig) -> Iterator[Problem]:
         if not has_columns(source):
             _refuse_columns(config)
             for number, text in enumerate(read_source(source, seed=config.seed)):
-                question, reasoning = "", text
-                if config.question_column is not None and text is not None:
-                    question, _, reasoning = text.partition("\n")
-                yield _checked(f"{prefix}_{number}", question, reasoning, None, config, where=f"problem {number}")
+                head, _, rest = ("", "", text) if config.question_column is None else (text or "").partition("\n")
+                yield _checked(f"{prefix}_{number}", head, rest, None, config, where=f"problem {number}")
             return
         asked = _Columns.of(config)
         for number, row in enumerate(read_rows(source, [column for column in asked if column is not None])):

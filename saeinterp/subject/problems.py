@@ -147,12 +147,13 @@ def build_problems(
         digest = hashlib.sha256()
         for split, problem, _ in kept:
             digest.update("\0".join((split, problem.id, problem.question, problem.reasoning, "")).encode())
+        tokens = {
+            split: sum(len(item.token_ids) for other, _, item in kept if other == split) for split in PROBLEM_SPLITS
+        }
         summary = {
             "source": source_title(config.source),
             "problems": counts,
-            "tokens": {
-                split: sum(len(item.token_ids) for other, _, item in kept if other == split) for split in counts
-            },
+            "tokens": tokens,
             "left_out": {
                 "duplicates": found.duplicates,
                 "too_long": {split: len(found.splits[split]) - counts[split] for split in PROBLEM_SPLITS},
@@ -162,7 +163,7 @@ def build_problems(
             "fingerprint": digest.hexdigest(),
         }
         write_json(space.out / "problems.json", summary)
-        space.counts = {"problems": len(kept), "samples": counts["health"], "tokens": sum(summary["tokens"].values())}
+        space.counts = {"problems": len(kept), "samples": counts["health"], "tokens": sum(tokens.values())}
 
     return store.build(recipe, write)
 

@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.stats import chi2_contingency, fisher_exact
 
 from saeinterp.enrichment import associate
-from saeinterp.enrichment.association import associate_incidence, associate_to
+from saeinterp.enrichment.association import associate_some, associate_to
 from saeinterp.enrichment.contingency import Incidence
 from saeinterp.errors import ConfigError, DataError
 
@@ -120,7 +120,7 @@ def test_some_latents_are_adjusted_over_all() -> None:
     active, present = noise(7, samples=200, latents=60, tokens=40)
     active[:, :20] |= present[:, :20]
     whole, some = associate(active, present, seed=3), np.array([2, 7, 11, 59])
-    found = associate_incidence(Incidence.of(active, present, seed=3), latents=some)
+    found = associate_some(Incidence.of(active, present, seed=3), some)
     assert found.equals(whole.filter(pl.col("latent").is_in(some)))
     assert found.family == whole.family
 

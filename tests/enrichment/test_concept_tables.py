@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from tiny_models import write_tiny_model
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, read_json
 from saeinterp.config import CorpusSource, ProblemsConfig, SubjectConfig
 from saeinterp.config.enrichment import ConceptsConfig
 from saeinterp.enrichment.concept_tables import Concepts, build_concepts, build_concepts_recipe, read_concepts
 from saeinterp.errors import DamagedArtifactError, DataError
-from saeinterp.subject import build_problems, prepare_subject
+from saeinterp.subject import build_problems, load_tokenizer, prepare_subject
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k-train.jsonl"
 ANSWERS = [
@@ -116,25 +116,30 @@ def test_tokens_are_those_of_the_reasoning_that_the_model_reads(store: ArtifactS
     assert concepts.counts.tolist() == [3, 2]
 
 
-def test_tokens_that_are_parts_of_a_character_stay_apart(
-    store: ArtifactStore, planted_folder: Path, tmp_path: Path
-) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = Tokenizer(models.BPE(vocab={piece: index for index, piece in enumerate(alphabet)}, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    folder = tmp_path / "bytes"
-    shutil.copytree(planted_folder, folder)
-    PreTrainedTokenizerFast(tokenizer_object=bytes_only).save_pretrained(folder)
-    subject = prepare_subject(SubjectConfig(model=str(folder)), store=store)
-    ids = bytes_only.encode("aé").ids
+def test_tokens_that_are_parts_of_a_character_stay_apart(store: ArtifactStore, tmp_path: Path) -> None:
+    subject = prepare_subject(SubjectConfig(model=str(write_tiny_model(tmp_path / "bytes", "llama"))), store=store)
+    ids = load_tokenizer(subject).encode("aé")
     table = problems(store, ["-", "-"], token_ids=[ids, ids], cot_stop=[3, 3])
     concepts = read_concepts(built(store, table, subject, grammar="tokens"))
     assert len(set(concepts.vocabulary)) == 3
     assert "a" in concepts.vocabulary
+    assert not any("\ufffd" in text for text in concepts.vocabulary)
+
+
+def test_tokens_that_decode_alike_stay_apart(store: ArtifactStore, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = write_tiny_model(tmp_path / "model", "llama")
+    tokenizer = Tokenizer(models.WordLevel({"▁the": 0, "the": 1, "<unk>": 2}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()  # drops the space before a text
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    subject = prepare_subject(SubjectConfig(model=str(folder)), store=store)
+    table = problems(store, ["-", "-", "-"], token_ids=[[0], [1], [0]])
+    concepts = read_concepts(built(store, table, subject, grammar="tokens"))
+    first, second = held(concepts)
+    assert len(first) == len(second) == 1
+    assert first != second
 
 
 def test_a_vocabulary_keeps_what_most_samples_hold(store: ArtifactStore) -> None:
@@ -171,12 +176,12 @@ def test_the_recipe_follows_the_grammar_and_nothing_else(store: ArtifactStore) -
     assert one.hash == same.hash != other.hash
 
 
-def test_the_published_vocabulary_through_the_artifact(store: ArtifactStore, planted_folder: Path) -> None:
+def test_the_published_vocabulary_through_the_artifact(store: ArtifactStore, tmp_path: Path) -> None:
     if not GSM8K.exists():
         pytest.skip("GSM8K is not on this machine")
-    subject = prepare_subject(SubjectConfig(model=str(planted_folder)), store=store)
+    subject = prepare_subject(SubjectConfig(model=str(write_tiny_model(tmp_path / "model", "llama"))), store=store)
     source = CorpusSource(name=str(GSM8K), limit=None)
-    config = ProblemsConfig(source=source, samples=1000, training=1, order="id", max_tokens=256)
+    config = ProblemsConfig(source=source, samples=1000, training=1, order="id", max_tokens=4096)
     artifact = built(store, build_problems(subject, config=config, store=store), subject, grammar="seed")
     facts = read_json(artifact.file("concepts.json"))
     assert (facts["unique_tokens"], facts["tokens_per_problem"], facts["distinct_per_problem"]) == (628, 16.913, 9.778)

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.compare import compare_explainers, read_explainer_comparison
-from saeinterp.config import ComparisonConfig, ExplainerConfig
+from saeinterp.config import CompareExplainersConfig, ComparisonConfig, ExplainerConfig
 from saeinterp.explain import control_explanations, explain_recipe
 from saeinterp.explain.sampling import verdict_variance
+from saeinterp.report import write_report
 from saeinterp.stats import split_variance
 
 THREE = {"samples": 3}
@@ -144,6 +145,30 @@ def test_a_side_with_several_explanations_is_compared_by_their_mean(road: Road, 
     latents = read(made, "latents")
     assert latents["explanation_b"].equals(latents["explanation_a"])
     assert "f1_b_low" not in latents.columns
+
+
+def test_the_report_says_where_the_variance_comes_from(road: Road) -> None:
+    store = ArtifactStore(road.examples.path.parent.parent)  # a report reads the examples too
+    with Oracle(trouble=spoilt) as oracle:
+        written = road.explain(oracle, store, options=THREE, temperature=0.7)
+        scores = road.score(written, oracle, store)
+        other = road.score(road.explain(oracle, store, options={"label": "one"}), oracle, store)
+    config = CompareExplainersConfig(comparison=ComparisonConfig(bootstrap=200))
+    comparison = compare_explainers([other], [scores], {}, config=config.comparison, store=store)
+    arguments = {"model_comparison": None, "health": {}, "saes": {}, "failures": (), "config": config, "store": store}
+    report = write_report(title="Sampled", explainer_comparison=comparison, **arguments)
+    (row,) = read_json(report.file("results.json"))["variance"]
+    stored = read_json(scores.file("summary.json"))["variance"]["f1"]
+    assert (row["explainer"], row["hookpoint"], row["source"]) == ("oracle", HOOKPOINT, scores.id)
+    for part in ("latents", "documents", "sampling", "rest"):
+        assert (row[part]["value"], row[part]["n"]) == (stored[part]["value"], stored[part]["n"])
+    text, page = report.file("report.md").read_text(), report.file("report.html").read_text()
+    assert "### Several explanations per latent" in text
+    assert f"8 latents, {stored['documents']['n']} documents, 3 explanations each" in text
+    assert "Several explanations per latent" in page
+    examples = pl.read_parquet(report.path / "tables" / "examples.parquet").filter(role="score")
+    assert len(examples) == 144
+    assert examples.select("verdict_a").equals(examples.select(verdict_a="verdict_b"))  # of the first explanation
 
 
 def test_of_accuracy_with_an_example_per_document_the_parts_are_the_verdicts(road: Road) -> None:

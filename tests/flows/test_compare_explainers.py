@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,10 +139,32 @@ def test_a_second_scorer_judges_everything_and_leaves_the_first_as_it_was(
     assert (found["scorer"], found["second_scorer"]) == ("oracle (detection)", "oracle (fuzz)")
     (pair,) = found["pairs"]
     assert pair["second"]["paired"]["mean_a"] > 0.95
-    assert all(row["ok"] for row in found["comparability"])
+    assert all(row["ok"] for row in found["comparability"] if row["severity"] == "hard")
     text = (report_folders(root)[-1] / "report.md").read_text()
     assert "### Second scorer" in text
     assert found["sentences"][0]["text"].split(": ")[0] in text
+
+
+def test_several_explanations_per_latent_are_planned_scored_and_split(
+    cli: Cli, planted_config: Path, root: Path, prefect_url: str
+) -> None:
+    more = ["--set", "explainer_a.samples=2", "--set", "explainer_a.llm.temperature=0.5"]
+    planned = cli("plan", "compare-explainers", "--config", str(planted_config), "--root", str(root), *more)
+    lines = [line for line in planned.stdout.splitlines() if line.startswith("to do")]
+    asked = [re.search(r"(\w+)/.* about ([\d,]+) LLM requests", line) for line in lines]
+    found = {(match[1], match[2]) for match in asked if match}
+    # 20 latents twice; 18 examples of each, 5 to a request; controls are made of the first explanation alone.
+    assert found == {("explanations", "40"), ("scores", "160"), ("scores", "80")}
+    done = run(cli, planted_config, root, *more)
+    assert done.returncode == 0, done.stderr
+    results = read(report_folders(root)[-1], "results.json")
+    rows = {(row["explainer"], row["hookpoint"]): row for row in results["variance"]}
+    assert set(rows) == {("oracle", f"layers.{layer}") for layer in range(3)}
+    # The oracle says the same whatever the seed.
+    assert {row["sampling"]["value"] for row in rows.values()} == {0.0}
+    assert {row["sampling"]["n"] for row in rows.values()} == {2}
+    text = (report_folders(root)[-1] / "report.md").read_text()
+    assert "### Several explanations per latent" in text
 
 
 def test_a_simulation_is_compared_by_its_correlation(
@@ -162,6 +185,8 @@ def test_a_simulation_is_compared_by_its_correlation(
     assert {item["name"]: item["mean"] for item in found["controls"]}["empty"] == 0
     text = (report_folders(root)[-1] / "report.md").read_text()
     assert found["sentence"] in text
+    assert "Windows predicted: " in text
+    assert "Usable verdicts" not in text
     assert "per-latent correlation, averaged over latents" in found["sentence"]
 
 

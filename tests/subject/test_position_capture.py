@@ -206,6 +206,14 @@ def test_thoughts_are_places_too(
     assert titles[:4] == parse_select(select).titles
 
 
+def test_without_a_token_to_begin_with_thoughts_follow_the_question(
+    subject: Artifact, problems: Artifact, store: ArtifactStore
+) -> None:
+    made = collect(subject, problems, store, at("latent:2@bot", thoughts=ThoughtsConfig(feedback="identity")))
+    assert read_json(made.file("cache.json"))["positions"]["titles"] == ["end of the question", "thought 1"]
+    assert set(ActivationCache.open(made, "layers.0@0").token_ids.tolist()) == {0}  # the end token
+
+
 def test_facts_of_a_site_are_its_own(subject: Artifact, problems: Artifact, store: ArtifactStore) -> None:
     made = collect(subject, problems, store, at("last:2"))
     caches = [ActivationCache.open(made, f"layers.2@{slot}", verify=True) for slot in range(2)]

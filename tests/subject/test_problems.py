@@ -15,7 +15,7 @@ from tiny_models import write_problems, write_tiny_model
 
 from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.config import CorpusSource, ProblemsConfig, SubjectConfig
-from saeinterp.errors import ConfigError, DataError
+from saeinterp.errors import ConfigError, DamagedArtifactError, DataError
 from saeinterp.subject import Problems, build_problems, load_subject, load_tokenizer, prepare_subject, read_problems
 from saeinterp.subject.problem_sources import find_problems, id_prefix
 
@@ -230,6 +230,21 @@ def test_equal_content_elsewhere_is_the_same_artifact(subject: Artifact, store: 
         build_problems(subject, config=config(place), store=store) for place in (path, tmp_path / "other" / "a.jsonl")
     )
     assert first == second
+
+
+def test_a_damaged_table_is_named_with_the_remedy(subject: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    made = build_problems(subject, config=config(write_problems(tmp_path / "a.jsonl")), store=store)
+    made.file("problems.parquet").write_bytes(b"cut short")
+    with pytest.raises(DamagedArtifactError, match=r"unreadable table of problems.*run again; it will be rebuilt"):
+        read_problems(made)
+
+
+def test_one_split_can_be_read_alone(subject: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+    made = build_problems(subject, config=config(write_problems(tmp_path / "a.jsonl")), store=store)
+    whole, samples = read_problems(made), read_problems(made, split="health")
+    assert samples.ids == whole.ids[-10:]
+    assert samples.samples.tolist() == list(range(50, 60))
+    assert all((a == b).all() for a, b in zip(samples.token_ids, whole.token_ids[-10:], strict=True))
 
 
 @pytest.fixture

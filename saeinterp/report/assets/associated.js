@@ -13,7 +13,7 @@ async function makeAssociated(data) {
   };
   const csv = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
   const text = (field, title, extra = {}) => ({
-    field, title, formatter: plain, headerFilter: "input", headerFilterPlaceholder: "contains", minWidth: 90, accessorDownload: csv, ...extra,
+    field, title, formatter: plain, headerFilter: "input", headerFilterPlaceholder: "contains", accessorDownload: csv, ...extra,
   });
   const choice = (field, title, extra = {}) => text(field, title, {
     headerFilter: "list", headerFilterParams: { values: ["", ...new Set(data.columns[field])], clearable: true },
@@ -28,18 +28,18 @@ async function makeAssociated(data) {
     data: rows, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
     columnDefaults: { resizable: false }, downloadRowRange: "active", height: rows.length > 14 ? "38rem" : false, autoResize: false,
     columns: [
-      text("id", "Latent", { width: 120 }),
-      choice("side", "Model"),
-      choice("preset", "Rules"),
-      text("label", "Label", { minWidth: 150, widthGrow: 2 }),
-      choice("kind", "Kind"),
-      text("token", "Token"),
-      choice("layer", "Layer"),
-      choice("position", "Position", { width: 96 }),
-      measure("odds_ratio", "Odds ratio", { width: 150 }),
-      measure("q_value", "q", { headerFilterPlaceholder: "≤", headerFilterFunc: atMost, headerSortStartingDir: "asc", width: 96 }),
-      measure("mcc", "MCC", { width: 96 }),
-      choice("replicated", "Replicated", { width: 110 }),
+      text("id", "Latent", { width: 108 }),
+      choice("side", "Model", { minWidth: 84 }),
+      choice("preset", "Rules", { minWidth: 96 }),
+      text("label", "Label", { minWidth: 132, widthGrow: 2 }),
+      choice("kind", "Kind", { width: 122 }),
+      text("token", "Token", { minWidth: 76 }),
+      choice("layer", "Layer", { width: 90 }),
+      choice("position", "Slot", { width: 72 }),
+      measure("odds_ratio", "Odds ratio", { width: 140 }),
+      measure("q_value", "q", { headerFilterPlaceholder: "≤", headerFilterFunc: atMost, headerSortStartingDir: "asc", width: 76 }),
+      measure("mcc", "MCC", { width: 76 }),
+      choice("replicated", "Replicated", { width: 104 }),
     ],
   });
   const count = () => { byId("associated-count").textContent = `${table.getDataCount("active")} of ${rows.length} latents shown`; };
