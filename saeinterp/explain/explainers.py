@@ -26,6 +26,7 @@ from saeinterp.explain.explanation_table import KIND, SAMPLE, explanation_row, r
 from saeinterp.explain.labels import Label, explanation_schema, label_of
 from saeinterp.explain.llm import LLM, Message, Reply, Request, llm_recipe, open_llm
 from saeinterp.explain.logit_lens import LensTokens, lens_tokens
+from saeinterp.explain.parts import Asking, parts
 from saeinterp.explain.prompts import fill, prompt_hash
 from saeinterp.explain.rendering import form_values, render_example, visible
 from saeinterp.progress import Progress, silent
@@ -83,33 +84,41 @@ def explain(
         latents = read_latents(examples).filter(status="ok")
         indices: list[int] = latents["latent"].to_list()
         if config.kind == "top-tokens":
-            labels = [_top_tokens(tokens) for tokens in latents["top_tokens"]]
-            replies: list[Reply | None] = [None] * len(labels)
+            rows = _rows(indices, [(None, _top_tokens(tokens)) for tokens in latents["top_tokens"]], config)
         else:
+            rows = []
             lens = lens_tokens(subject, sae, indices) if config.logit_lens else {}
-            requests = sampled(_requests(examples, indices, lens, config), config)
             llm: LLM = open_llm(config.llm, store=store)
-            completions = llm.complete(requests, progress=progress or silent)
-            require_answers(completions, share=FAILED_SHARE, what="explanations")
-            labels = [label_of(reply, reasoned=config.chain_of_thought) for reply in completions.replies]
-            replies = [*completions.replies]
-            space.counts = request_counts(completions)
-        numbers = [{SAMPLE: number} for number in range(config.samples)] if config.samples > 1 else [{}]
-        rows = [
-            explanation_row(
-                latent,
-                "ok" if label.text is not None else "failed",
-                explanation=label.text,
-                reply=reply.text if reply else None,
-                reason=label.reason,
-                explainer=config.title,
-                **number,
-            )
-            for (number, latent), label, reply in zip(product(numbers, indices), labels, replies, strict=True)
-        ]
+            asking = Asking(llm, total=len(indices) * config.samples, progress=progress or silent)
+            # A model in this process answers prompts of several latents in one batch, which no part may cut.
+            for part in parts([place // config.llm.batch_size for place in range(len(indices))]):
+                replies = asking.ask(sampled(_requests(examples, indices[part], lens, config), config))
+                found = [(reply, label_of(reply, reasoned=config.chain_of_thought)) for reply in replies]
+                rows += _rows(indices[part], found, config)
+            require_answers(asking.completions, share=FAILED_SHARE, what="explanations")
+            space.counts = request_counts(asking.completions)
         write_explanations(space, sorted(rows, key=itemgetter("latent")))
 
     return store.build(recipe, write)
+
+
+def _rows(
+    latents: Sequence[int], found: Sequence[tuple[Reply | None, Label]], config: ExplainerConfig
+) -> list[dict[str, Any]]:
+    """Rows of the table: of all latents the first explanation, then of all the second."""
+    numbers = [{SAMPLE: number} for number in range(config.samples)] if config.samples > 1 else [{}]
+    return [
+        explanation_row(
+            latent,
+            "ok" if label.text is not None else "failed",
+            explanation=label.text,
+            reply=reply.text if reply else None,
+            reason=label.reason,
+            explainer=config.title,
+            **number,
+        )
+        for (number, latent), (reply, label) in zip(product(numbers, latents), found, strict=True)
+    ]
 
 
 def _prompt(config: ExplainerConfig) -> str:

@@ -58,17 +58,35 @@ def questions(
         explanations: What is said of each latent.
         config: The scorer; at most `config.together` examples share a request, the last of a latent may have fewer.
     """
+    return [
+        Question(latent, rows, question_request(latent, rows, texts, explanations[latent], config=config))
+        for latent, rows in examples_asked(latents, together=config.together)
+    ]
+
+
+def examples_asked(latents: Sequence[int], *, together: int) -> list[tuple[int, tuple[int, ...]]]:
+    """The latent of each request, and the positions of its examples in the order asked.
+
+    Args:
+        latents: Latent of each example [n]; those of one latent are neighbours.
+        together: Most examples of a request.
+    """
     rows_of: dict[int, list[int]] = {}
     for row, latent in enumerate(latents):
         rows_of.setdefault(latent, []).append(row)
     found = []
     for latent, rows in rows_of.items():
         order = np.random.default_rng([ORDER_SEED, latent]).permutation(len(rows))
-        for start in range(0, len(rows), config.together):
-            part = tuple(rows[index] for index in order[start : start + config.together])
-            shown = [" ".join(texts[row].split()) for row in part]
-            found.append(Question(latent, part, _request(latent, shown, explanations[latent], config)))
+        for start in range(0, len(rows), together):
+            found.append((latent, tuple(rows[index] for index in order[start : start + together])))
     return found
+
+
+def question_request(
+    latent: int, rows: Sequence[int], texts: Sequence[str], explanation: str, *, config: ScorerConfig
+) -> Request:
+    """The request about some examples of one latent."""
+    return _request(latent, [" ".join(texts[row].split()) for row in rows], explanation, config)
 
 
 def _request(latent: int, texts: Sequence[str], explanation: str, config: ScorerConfig) -> Request:

@@ -8,7 +8,7 @@ coverage and bounded, and is never taken for "no".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from saeinterp.explain.explanation_table import KIND as EXPLANATIONS
 from saeinterp.explain.explanation_table import SAMPLE, read_explanations, read_latents
 from saeinterp.explain.fuzz import fuzz_texts
 from saeinterp.explain.intervals import macro_estimate
-from saeinterp.explain.judging import Judgement, judgements, prompt_name, questions
+from saeinterp.explain.judging import Judgement, examples_asked, judgements, prompt_name, question_request
 from saeinterp.explain.llm import Completions, Request, llm_recipe, open_llm
+from saeinterp.explain.parts import Asking, parts
 from saeinterp.explain.prompts import prompt_hash
 from saeinterp.explain.sampling import correlation_variance, mean_scores, numbered, verdict_variance
 from saeinterp.explain.score_tables import (
@@ -136,17 +137,21 @@ def _judge(
 ) -> _Scored:
     """Verdicts: does the text match, do the marks fit?"""
     shown = fuzz_texts(rows) if config.kind == "fuzz" else rows["text"].to_list()
-    asked = [questions(rows["latent"].to_list(), shown, item, config=config) for item in texts]
-    completions = _answers([item.request for part in asked for item in part], config, store, progress)
+    asked = examples_asked(rows["latent"].to_list(), together=config.together)
+
+    def make(part: slice, text: Mapping[int, str]) -> list[Request]:
+        return [question_request(latent, of, shown, text[latent], config=config) for latent, of in asked[part]]
+
+    completions = _answers([latent for latent, _ in asked], texts, make, config, store, progress)
     replies = enumerate(completions.replies)
     tables = []
-    for part in asked:
+    for _ in texts:
         judged = [Judgement(None, None, "error")] * len(rows)
         request, reply = [0] * len(rows), [""] * len(rows)
-        for question in part:
+        for _, of in asked:
             number, answer = next(replies)
-            found = judgements(answer, num_examples=len(question.rows), config=config)
-            for row, item in zip(question.rows, found, strict=True):
+            found = judgements(answer, num_examples=len(of), config=config)
+            for row, item in zip(of, found, strict=True):
                 judged[row] = item
                 request[row], reply[row] = number, answer.text if answer.status == "ok" else answer.error or ""
         tables.append(verdict_table(rows, judged, requests=request, replies=reply))
@@ -171,10 +176,13 @@ def _simulated(
 ) -> _Scored:
     """Predicted activations of every token."""
     latents, tokens = rows["latent"].to_list(), rows["tokens"].to_list()
-    requests = [item for text in texts for item in simulation_requests(latents, tokens, text, config=config)]
-    completions = _answers(requests, config, store, progress)
-    replies = [completions.replies[start : start + len(rows)] for start in range(0, len(requests), len(rows) or 1)]
-    tables = [simulations(rows, part) for part in replies]
+
+    def make(part: slice, text: Mapping[int, str]) -> list[Request]:
+        return simulation_requests(latents[part], tokens[part], text, config=config)
+
+    completions = _answers(latents, texts, make, config, store, progress)
+    starts = [number * len(rows) for number in range(len(texts))]
+    tables = [simulations(rows, completions.replies[start : start + len(rows)]) for start in starts]
     table, variance = tables[0], {}
     if len(tables) > 1:
         table = numbered(tables)
@@ -217,9 +225,24 @@ def _correlations(outcomes: pl.DataFrame, table: pl.DataFrame, rows: pl.DataFram
 
 
 def _answers(
-    requests: Sequence[Request], config: ScorerConfig, store: ArtifactStore, progress: Progress
+    latents: Sequence[int],
+    texts: Sequence[Mapping[int, str]],
+    make: Callable[[slice, Mapping[int, str]], list[Request]],
+    config: ScorerConfig,
+    store: ArtifactStore,
+    progress: Progress,
 ) -> Completions:
-    completions = open_llm(config.llm, store=store).complete(requests, progress=progress)
+    """The replies to all requests, those about the first texts first.
+
+    Args:
+        latents: Of each request about one of the texts.
+        make: The requests of a part.
+    """
+    asking = Asking(open_llm(config.llm, store=store), total=len(latents) * len(texts), progress=progress)
+    for text in texts:
+        for part in parts(latents):
+            asking.ask(make(part, text))
+    completions = asking.completions
     require_answers(completions, share=1 - config.min_coverage, what="replies of the scorer")
     return completions
 

@@ -29,11 +29,11 @@ def layer_rates(preset: PresetSection) -> Figure | None:
     for order, side in enumerate(sides):
         mine = [row for row in rows if row.side == side and row.value.value is not None]
         colour, symbol = pick(PALETTE, order), pick(SYMBOLS, order)
-        traces.append(_line(plain_text(side), mine, [row.value.value for row in mine], colour, symbol, "solid"))
+        traces.append(_line(_shown(side), mine, [row.value.value for row in mine], colour, symbol, "solid"))
         known = [row for row in mine if row.strata.mean.value is not None]
         chance = [row.strata.mean.value for row in known]
         if known:
-            traces.append(_line(f"{plain_text(side)}, chance", known, chance, colour, symbol, "dash"))
+            traces.append(_line(f"{_shown(side)}, chance", known, chance, colour, symbol, "dash"))
         table += [
             (side, row.where, *(number(item.value, "share") for item in (row.value, row.strata.mean))) for row in mine
         ]
@@ -73,11 +73,11 @@ def strengths(preset: PresetSection, columns: Mapping[str, Sequence[Any]]) -> Fi
             {
                 "type": "scattergl",
                 "mode": "markers",
-                "name": plain_text(visible(side)),
+                "name": _shown(side),
                 "x": [columns["odds_ratio"][index] for index in some],
                 "y": [-columns["log10_p"][index] for index in some],
                 "text": [
-                    f"{columns['id'][index]}: {plain_text(visible(columns['label'][index]))}"
+                    f"{columns['id'][index]}: {_shown(columns['label'][index])}"
                     f"<br>odds ratio {number(columns['odds_ratio'][index], 'plain')}"
                     for index in some
                 ],
@@ -100,6 +100,10 @@ def strengths(preset: PresetSection, columns: Mapping[str, Sequence[Any]]) -> Fi
         ),
         note="The table behind this plot is that of latents and tokens.",
     )
+
+
+def _shown(text: str) -> str:
+    return plain_text(visible(text))
 
 
 def _line(

@@ -195,6 +195,22 @@ def test_the_page_lists_latents_for_sorting_and_says_how_many_it_left_out(
     assert f"The first 5 of {pair.section.latents}" in page
 
 
+def test_the_plots_hold_the_numbers_of_the_tables(pair: Written) -> None:
+    plots = {item["id"]: item for item in json.loads(unpacked(pair.html, "payload"))["figures"]}
+    assert list(plots) == [
+        f"{name}-{preset.preset}" for preset in pair.section.presets for name in ("rates", "strengths")
+    ]
+    rows = [row for row in pair.section.presets[0].rates if row.scope == "layer" and row.rate == "interpretable"]
+    observed, chance = plots["rates-robust"]["data"][:2]
+    assert observed["y"] == [row.value.value for row in rows if row.side == SMALL]
+    assert chance["y"] == [row.strata.mean.value for row in rows if row.side == SMALL]
+    latents = pl.read_parquet(pair.artifact.path / "tables" / "associated.parquet")
+    mine = latents.filter((pl.col("side") == SMALL) & (pl.col("preset") == "robust"))
+    strengths = plots["strengths-robust"]["data"][0]
+    assert strengths["x"] == mine["odds_ratio"].to_list()
+    assert strengths["y"] == (-mine["log10_p"]).to_list()
+
+
 def test_one_model_is_reported_without_a_comparison(store: ArtifactStore, pair: Written) -> None:
     alone = write(store, {SMALL: planted_side(store, SMALL)}, title="Latents and tokens")
     assert alone.results.interpretability is None
