@@ -10,7 +10,7 @@ TOKENS := tests/flows/test_correlate_tokens.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -80,6 +80,9 @@ bench-training: .venv/.installed .venv-peers/.installed ## training speed, quali
 
 bench-health: .venv/.installed .venv-peers/.installed ## layer health of three layers against SAEBench's loop
 	$(RUN) tests/benchmarks/health.py $(BENCH)
+
+bench-enrichment: .venv/.installed ## associations, nulls and half-samples at full size, and a loop over SciPy
+	$(RUN) tests/benchmarks/enrichment.py $(BENCH)
 
 bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM: ours, vLLM's bench client, delphi
 	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt

@@ -142,6 +142,8 @@ class EnrichmentConfig(Config):
 
     presets: tuple[AssociationPreset, ...] = ("robust",)
     """Rules: `robust`, and `seed-gsm8k-chi2` (those of a published analysis)."""
+    adjustment: Literal["bh", "by"] = "bh"
+    """Of `robust`: Benjamini–Hochberg, or Benjamini–Yekutieli, which holds whatever depends on what and keeps less."""
     permutations: int = Field(200, ge=0)
     """Permutations of each null; 0 leaves both out, and the report says so."""
     half_samples: int = Field(200, ge=0)

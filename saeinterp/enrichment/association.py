@@ -7,6 +7,8 @@ counts the others too, so that q is exact up to 0.05.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,7 +36,9 @@ class Associations(pl.DataFrame):
     family: int
 
 
-def associate(active: Matrix, present: Matrix, *, preset: Preset = "robust", seed: int = 0) -> Associations:
+def associate(
+    active: Matrix, present: Matrix, *, preset: Preset = "robust", seed: int = 0, any_dependence: bool = False
+) -> Associations:
     """Test every latent against every token.
 
     `robust`: one-sided Fisher exact tests of tokens that at least 5 samples hold, Benjamini–Hochberg over the pairs
@@ -46,6 +50,8 @@ def associate(active: Matrix, present: Matrix, *, preset: Preset = "robust", see
         active: `[samples, latents]`: booleans, or a scipy sparse matrix; nonzero is active.
         present: `[samples, tokens]` of the same samples.
         seed: Of the split into halves, by which `replicated` is judged.
+        any_dependence: Adjust `robust` by Benjamini and Yekutieli (2001), which holds whatever depends on what and
+            keeps less.
 
     Returns:
         The pairs with p <= 0.05, by latent and token (column indices); its attribute `family` is the number of pairs
@@ -60,7 +66,7 @@ def associate(active: Matrix, present: Matrix, *, preset: Preset = "robust", see
         DataError: The matrices are not of the same samples, or not boolean.
     """
     incidence = Incidence.of(active, present, seed=seed)
-    rules, limits = _rules(incidence, preset)
+    rules, limits = _rules(incidence, preset, any_dependence=any_dependence)
     block = Pairs.concatenate(list(incidence.blocks(list(enumerate(limits)))))
     verdicts = rules(incidence, limits, [block])
     found = _frame(verdicts, verdicts.listed(block), limits[0])
@@ -68,7 +74,15 @@ def associate(active: Matrix, present: Matrix, *, preset: Preset = "robust", see
     return found
 
 
-def associate_to(path: Path, active: Matrix, present: Matrix, *, preset: Preset = "robust", seed: int = 0) -> int:
+def associate_to(
+    path: Path,
+    active: Matrix,
+    present: Matrix,
+    *,
+    preset: Preset = "robust",
+    seed: int = 0,
+    any_dependence: bool = False,
+) -> int:
     """`associate`, written to a Parquet file block by block of latents: for more pairs than fit into memory.
 
     Pairs are counted twice, since every adjusted p depends on all of them. Args as of `associate`.
@@ -79,7 +93,7 @@ def associate_to(path: Path, active: Matrix, present: Matrix, *, preset: Preset 
     import pyarrow.parquet as pq
 
     incidence = Incidence.of(active, present, seed=seed)
-    rules, limits = _rules(incidence, preset)
+    rules, limits = _rules(incidence, preset, any_dependence=any_dependence)
     verdicts = rules(incidence, limits, incidence.blocks(list(enumerate(limits))))
     nothing = _frame(verdicts, Pairs.concatenate([]), limits[0]).to_arrow()
     with pq.ParquetWriter(path, nothing.schema, compression="zstd") as writer:
@@ -88,9 +102,11 @@ def associate_to(path: Path, active: Matrix, present: Matrix, *, preset: Preset 
     return verdicts.family
 
 
-def associate_some(incidence: Incidence, latents: npt.NDArray[np.int64]) -> Associations:
+def associate_some(
+    incidence: Incidence, latents: npt.NDArray[np.int64], *, any_dependence: bool = False
+) -> Associations:
     """The rows of `associate` (`robust`) of some latents, adjusted over all; nothing is held of the others."""
-    rules, limits = _rules(incidence, "robust")
+    rules, limits = _rules(incidence, "robust", any_dependence=any_dependence)
     verdicts = rules(incidence, limits, incidence.blocks(list(enumerate(limits))))
     blocks = incidence.blocks([(0, limits[0])])
     found = _frame(
@@ -100,9 +116,11 @@ def associate_some(incidence: Incidence, latents: npt.NDArray[np.int64]) -> Asso
     return found
 
 
-def _rules(incidence: Incidence, preset: str) -> tuple[type[RobustRules] | type[PublishedRules], list[Limits]]:
+def _rules(
+    incidence: Incidence, preset: str, *, any_dependence: bool
+) -> tuple[Callable[[Incidence, list[Limits], Iterable[Pairs]], RobustRules | PublishedRules], list[Limits]]:
     if preset == "robust":
-        return RobustRules, robust_limits(incidence)
+        return partial(RobustRules, any_dependence=any_dependence), robust_limits(incidence)
     if preset == "seed-gsm8k-chi2":
         return PublishedRules, published_limits(incidence)
     raise ConfigError("unknown", field="preset", got=preset, expected=" or ".join(get_args(Preset)))

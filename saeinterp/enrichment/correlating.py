@@ -92,6 +92,7 @@ def correlate_latents(
             permutations=config.permutations,
             half_samples=config.half_samples,
             seed=config.seed,
+            any_dependence=config.adjustment == "by",
             progress=report,
         )
         rates: list[dict[str, Any]] = []
@@ -182,7 +183,9 @@ def _write_pairs(
 ) -> int:
     """Write the pairs with their names; gives the size of the family."""
     raw = path.with_suffix(".raw")
-    family = associate_to(raw, active, present, preset=preset, seed=config.seed)
+    family = associate_to(
+        raw, active, present, preset=preset, seed=config.seed, any_dependence=config.adjustment == "by"
+    )
     latents = pl.LazyFrame({"id": activity.latent_ids()}).with_row_index("latent").cast({"latent": pl.Int32})
     words = pl.LazyFrame({"text": tokens.vocabulary, "category": tokens.categories}).with_row_index("token")
     named = (

@@ -52,6 +52,7 @@ def draw_rates(
     permutations: int = 200,
     half_samples: int = 200,
     seed: int = 0,
+    any_dependence: bool = False,
     progress: Progress | None = None,
 ) -> dict[Preset, Draws]:
     """Count flagged latents as observed, under both nulls and in half-samples.
@@ -65,6 +66,7 @@ def draw_rates(
         strata: `[samples]`: of `saeinterp.enrichment.strata.strata_of`.
         permutations: Of each null.
         half_samples: How many.
+        any_dependence: As of `associate`.
 
     Raises:
         DataError: The matrices are not of the same samples, an argument has another length, or an id comes twice.
@@ -73,7 +75,7 @@ def draw_rates(
     counter = _Counter(np.asarray(sites, np.int64), np.asarray(categories, np.str_))
     _check(whole, counter, sample_ids, strata)
     report = progress or silent
-    rules = _rules(presets, whole.margins(), counter.categories)
+    rules = _rules(presets, whole.margins(), counter.categories, any_dependence)
     found: dict[Preset, list[pl.DataFrame]] = {preset: [] for preset in presets}
     total = 1 + 2 * permutations + half_samples
     arrangements = _arrangements(sample_ids, strata, permutations, half_samples, seed)
@@ -81,7 +83,7 @@ def draw_rates(
         half = arrangement.kind == "half"
         rows = arrangement.order
         incidence = whole.of_samples(rows, seed=seed) if half else whole.permuted(rows)
-        here = _rules(presets, incidence.margins(), counter.categories) if half else rules
+        here = _rules(presets, incidence.margins(), counter.categories, any_dependence) if half else rules
         block = Pairs.concatenate(list(incidence.blocks([(0, rule.limits) for rule in here.values()], halves=False)))
         labels = not half or arrangement.number < LABELLED_HALVES
         draw = Draw(incidence, strata[rows], seed if labels else None)
@@ -137,10 +139,12 @@ class _Counter:
 
 
 def _rules(
-    presets: Sequence[Preset], margins: Margins, categories: npt.NDArray[np.str_]
+    presets: Sequence[Preset], margins: Margins, categories: npt.NDArray[np.str_], any_dependence: bool
 ) -> dict[Preset, PublishedFlags | RobustFlags]:
     return {
-        preset: RobustFlags(margins) if preset == "robust" else PublishedFlags(margins, categories)
+        preset: RobustFlags(margins, any_dependence=any_dependence)
+        if preset == "robust"
+        else PublishedFlags(margins, categories)
         for preset in presets
     }
 

@@ -18,8 +18,8 @@ from saeinterp.enrichment.monosemantic import MIN_MCC, monosemantic_latents
 from saeinterp.enrichment.published import keeping_limits, ranked, worth_keeping
 from saeinterp.enrichment.robust import (
     RATE,
+    Adjustment,
     Verdicts,
-    latent_tests,
     possible_pairs,
     robust_family,
     tested_limits,
@@ -107,25 +107,27 @@ class RobustFlags:
 
     Args:
         margins: Of the samples.
+        any_dependence: Adjust by Benjamini and Yekutieli.
 
     Attributes:
         limits: Pairs below are not looked at.
         testable: `[tokens]` bool: some latent could be flagged by it.
     """
 
-    def __init__(self, margins: Margins) -> None:
-        self._margins, self._family = margins, robust_family(margins, margins.columns[margins.column])
-        self._tests = latent_tests(margins, self._family)
-        self.limits = tested_limits(margins, self._family)
-        self.testable = np.logical_or.reduce(possible_pairs(margins, self._family), axis=0)[margins.column]
+    def __init__(self, margins: Margins, *, any_dependence: bool = False) -> None:
+        family = robust_family(margins, margins.columns[margins.column])
+        self._margins, self._adjustment = margins, Adjustment(family, any_dependence)
+        self._tests = self._adjustment.of_latents(margins)
+        self.limits = tested_limits(margins, family)
+        self.testable = np.logical_or.reduce(possible_pairs(margins, family), axis=0)[margins.column]
 
     def flagged(self, pairs: Pairs, draw: Draw) -> Flagged:
         """Of pairs that reach the limits."""
         tables = Tables.of(pairs, self._margins)
-        verdicts = Verdicts.of(tables, self._margins.samples, self._family)
+        verdicts = Verdicts.of(tables, self._margins.samples, self._adjustment)
         sizes = describe(tables.both, tables.firing, tables.holding, self._margins.samples)
         latents, p = simes(np.exp(verdicts.log_p)[tables.of_pair], pairs.latent, self._tests)
-        flagged = latents[benjamini_hochberg(p, family=int((self._tests > 0).sum())) <= RATE]
+        flagged = latents[benjamini_hochberg(p, family=self._adjustment.over(int((self._tests > 0).sum()))) <= RATE]
         kept = verdicts.kept[tables.of_pair]
         of_flagged = np.flatnonzero(np.isin(pairs.latent, flagged))
         low = sizes["odds_ratio_low"][tables.of_pair]
@@ -134,14 +136,20 @@ class RobustFlags:
         _, start = np.unique(pairs.latent[order], return_index=True)
         first = order[start]
         candidates = flagged[kept[first] & (sizes["mcc"][tables.of_pair][first] >= MIN_MCC)]
-        monosemantic = None if draw.seed is None else np.isin(flagged, _labelled(candidates, draw, draw.seed))
+        monosemantic = (
+            None
+            if draw.seed is None
+            else np.isin(
+                flagged, _labelled(candidates, draw, draw.seed, any_dependence=self._adjustment.any_dependence)
+            )
+        )
         enrichment = sizes["enrichment"][tables.of_pair][kept]
         return Flagged(flagged, pairs.token[first], monosemantic, pairs.latent[kept], enrichment)
 
 
-def _labelled(candidates: Counts, draw: Draw, seed: int) -> Counts:
+def _labelled(candidates: Counts, draw: Draw, seed: int, *, any_dependence: bool) -> Counts:
     if not len(candidates):
         return candidates
-    pairs = associate_some(draw.incidence, candidates)
+    pairs = associate_some(draw.incidence, candidates, any_dependence=any_dependence)
     found = monosemantic_latents(pairs, draw.incidence, strata=draw.strata, seed=seed)
     return found["latent"].to_numpy().astype(np.int64)

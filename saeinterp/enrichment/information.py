@@ -24,7 +24,7 @@ MOST_STEPS = 5
 """Tokens selected at most: five make 32 groups of samples."""
 _BEYOND = int(ALPHA * (PERMUTATIONS + 1))  # so many permutations at or above the observed value make p > ALPHA
 _FEW = 24  # permutations after which most latents that say nothing more are done
-_AT_ONCE = 20_000_000  # numbers in an array of permuted latents
+_AT_ONCE = 20_000_000  # numbers in an array, about
 
 
 class Steps(NamedTuple):

@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from saeinterp.enrichment.contingency import Counts, Incidence, Limits, Margins, Pairs
 from saeinterp.enrichment.tallies import Tables, Tally
-from saeinterp.stats.discoveries import Family, attainable_family, benjamini_hochberg, largest_rejected, simes
+from saeinterp.stats.discoveries import (
+    Family,
+    attainable_family,
+    benjamini_hochberg,
+    dependence_penalty,
+    largest_rejected,
+    simes,
+)
 from saeinterp.stats.hypergeometric import (
     critical_counts,
     log_point,
@@ -33,6 +40,27 @@ ODDS = 2.0
 """Pairs are kept whose odds ratio is shown to exceed this."""
 MIN_HOLDING = 5
 """Samples that must hold a token to test it."""
+
+
+class Adjustment(NamedTuple):
+    """What p values are adjusted over.
+
+    Attributes:
+        family: The pairs tested.
+        any_dependence: By Benjamini and Yekutieli instead of Benjamini and Hochberg.
+    """
+
+    family: Family
+    any_dependence: bool
+
+    def over(self, tests: int) -> float:
+        """The number to adjust for, of a number of tests."""
+        return float(tests * dependence_penalty(tests)) if self.any_dependence else tests
+
+    def of_latents(self, margins: Margins) -> Floats:
+        """`[latents]`: the number to adjust for, of the tokens each is tested against."""
+        tests = latent_tests(margins, self.family)
+        return tests * dependence_penalty(tests) if self.any_dependence else tests.astype(np.float64)
 
 
 class Verdicts(NamedTuple):
@@ -53,17 +81,18 @@ class Verdicts(NamedTuple):
     kept: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, tables: Tables, samples: int, family: Family) -> Verdicts:
+    def of(cls, tables: Tables, samples: int, adjustment: Adjustment) -> Verdicts:
         """Of all listed tables of a family."""
         log_p = log_upper_tail(tables.both, tables.firing, tables.holding, samples)
         p = np.exp(log_p)
         q, p_effect, q_effect = (np.full(len(p), np.nan) for _ in range(3))
-        tested = in_family(tables, samples, family)
-        q[tested] = benjamini_hochberg(p[tested], tables.pairs[tested], family=family.tests)
+        tested = in_family(tables, samples, adjustment.family)
+        over = adjustment.over(adjustment.family.tests)
+        q[tested] = benjamini_hochberg(p[tested], tables.pairs[tested], family=over)
         sure = q <= RATE
         margins = (tables.both[sure], tables.firing[sure], tables.holding[sure])
         p_effect[sure] = np.exp(log_upper_tail_at(*margins, samples, odds=ODDS))
-        q_effect[sure] = benjamini_hochberg(p_effect[sure], tables.pairs[sure], family=family.tests)
+        q_effect[sure] = benjamini_hochberg(p_effect[sure], tables.pairs[sure], family=over)
         return cls(log_p, q, p_effect, q_effect, sure & (q_effect <= RATE))
 
 
@@ -73,18 +102,22 @@ class RobustRules:
     Args:
         limits: Of `robust_limits`.
         blocks: All pairs that reach one of them; read once.
+        any_dependence: Adjust by Benjamini and Yekutieli.
 
     Attributes:
         family: How many pairs q is adjusted over.
     """
 
-    def __init__(self, incidence: Incidence, limits: list[Limits], blocks: Iterable[Pairs]) -> None:
+    def __init__(
+        self, incidence: Incidence, limits: list[Limits], blocks: Iterable[Pairs], *, any_dependence: bool = False
+    ) -> None:
         self._limits, self._margins = limits, limits[0].margins
         family = robust_family(self._margins, incidence.holding[0])
+        adjustment = Adjustment(family, any_dependence)
         self.family = family.tests
         frequent = incidence.holding[0] >= MIN_HOLDING
         everything, halves = Tally(self._margins), [Tally(limit.margins) for limit in limits[1:]]
-        tests = latent_tests(self._margins, family)
+        tests = adjustment.of_latents(self._margins)
         combined = np.full(incidence.active.shape[1], np.nan)
         for block in blocks:
             tested = block.where(frequent[block.token])
@@ -99,12 +132,12 @@ class RobustRules:
             latents, p = simes(p[tables.of_pair][of_family], listed.latent[of_family], tests)
             combined[latents] = p
         self._tables = everything.tables()
-        self._verdicts = Verdicts.of(self._tables, self._margins.samples, family)
+        self._verdicts = Verdicts.of(self._tables, self._margins.samples, adjustment)
         self._latent_q = np.full(len(combined), np.nan)
         some = np.isfinite(combined)
-        self._latent_q[some] = benjamini_hochberg(combined[some], family=int((tests > 0).sum()))
+        self._latent_q[some] = benjamini_hochberg(combined[some], family=adjustment.over(int((tests > 0).sum())))
         self._strict = [
-            _rejected(limit.margins, incidence.holding[0], half.tables())
+            _rejected(limit.margins, incidence.holding[0], half.tables(), any_dependence=any_dependence)
             for limit, half in zip(limits[1:], halves, strict=True)
         ]
 
@@ -195,12 +228,13 @@ def _halves(pairs: Pairs) -> tuple[Counts, Counts]:
     return pairs.both_first, pairs.both - pairs.both_first
 
 
-def _rejected(margins: Margins, holding: Counts, tables: Tables) -> Limits:
+def _rejected(margins: Margins, holding: Counts, tables: Tables, *, any_dependence: bool) -> Limits:
     """The counts from which on a half alone rejects, at the same rate."""
     family = robust_family(margins, holding)
     tested = log_smallest(tables.firing, tables.holding, margins.samples) <= family.limit
     p = np.exp(log_upper_tail(tables.both[tested], tables.firing[tested], tables.holding[tested], margins.samples))
-    largest = largest_rejected(p, tables.pairs[tested], family=family.tests, alpha=RATE)
+    over = Adjustment(family, any_dependence).over(family.tests)
+    largest = largest_rejected(p, tables.pairs[tested], family=over, alpha=RATE)
     # A token that is rare in all samples may be as frequent in a half as one that is not.
     frequent = margins._replace(
         columns=np.append(margins.columns, 0),

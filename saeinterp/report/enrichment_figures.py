@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saeinterp.ids import layer_of
 from saeinterp.report.enrichment_results import PresetSection, RateRow
 from saeinterp.report.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
 from saeinterp.report.format import number, visible
@@ -23,7 +24,8 @@ def layer_rates(preset: PresetSection) -> Figure | None:
     """Interpretable latents by layer, with what chance within strata gives; None with a single layer."""
     rows = [row for row in preset.rates if row.scope == "layer" and row.rate == SHOWN]
     sides = list(dict.fromkeys(row.side for row in rows))
-    if len({row.where for row in rows}) < 2:
+    layers = sorted({row.where for row in rows}, key=lambda name: (layer_of(name), name))
+    if len(layers) < 2:
         return None
     traces, table = [], []
     for order, side in enumerate(sides):
@@ -45,7 +47,7 @@ def layer_rates(preset: PresetSection) -> Figure | None:
         layout=axes(
             x="Layer",
             y="Interpretable",
-            xaxis={"type": "category"},
+            xaxis={"type": "category", "categoryorder": "array", "categoryarray": layers},
             yaxis={"tickformat": ".0%", "rangemode": "tozero"},
         ),
         columns=("Model", "Layer", "Observed", "Chance"),
@@ -71,7 +73,7 @@ def strengths(preset: PresetSection, columns: Mapping[str, Sequence[Any]]) -> Fi
             continue
         traces.append(
             {
-                "type": "scattergl",
+                "type": "scatter",
                 "mode": "markers",
                 "name": _shown(side),
                 "x": [columns["odds_ratio"][index] for index in some],

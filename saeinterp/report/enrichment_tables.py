@@ -53,7 +53,7 @@ def grid_payload(columns: Columns) -> dict[str, Any]:
     rows = range(count)
     shown: dict[str, list[Any]] = {
         name: [visible(str(columns[name][index])) for index in rows]
-        for name in ("side", "preset", "id", "layer", "label", "kind", "token")
+        for name in ("side", "preset", "id", "layer", "label", "token")
     }
     shown["position"] = [columns["position"][index] for index in rows]
     shown["replicated"] = ["yes" if columns["replicated"][index] else "no" for index in rows]

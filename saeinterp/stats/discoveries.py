@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import digamma
 
 from saeinterp.stats.intervals import Floats
 
@@ -54,14 +55,24 @@ def attainable_family(log_smallest: npt.ArrayLike, weight: npt.ArrayLike, *, alp
     return Family(family, float(np.log(alpha) - np.log(low)) if family else -np.inf)
 
 
-def benjamini_hochberg(p: npt.ArrayLike, weight: npt.ArrayLike | None = None, *, family: int) -> Floats:
+def dependence_penalty(tests: npt.ArrayLike) -> Floats:
+    """1 + 1/2 + … + 1/tests: times this, Benjamini–Hochberg holds whatever depends on what; 1 for no test.
+
+    Benjamini and Yekutieli (2001).
+    """
+    count = np.asarray(tests, np.float64)
+    return np.where(count > 0, digamma(count + 1) + np.euler_gamma, 1.0)
+
+
+def benjamini_hochberg(p: npt.ArrayLike, weight: npt.ArrayLike | None = None, *, family: float) -> Floats:
     """Adjusted p values (Benjamini and Hochberg 1995), in the given order.
 
     Args:
         p: Distinct values, or not.
         weight: How many tests have each; 1 by default.
-        family: Tests in the family. Those not given count as larger than all given ones, so values up to the
-            largest p given are exact, and larger ones are upper bounds.
+        family: Tests in the family (for Benjamini and Yekutieli's, times `dependence_penalty`). Those not given count
+            as larger than all given ones, so values up to the largest p given are exact, and larger ones are upper
+            bounds.
     """
     values = np.asarray(p, np.float64)
     count = np.ones(len(values), np.int64) if weight is None else np.asarray(weight, np.int64)
@@ -73,7 +84,7 @@ def benjamini_hochberg(p: npt.ArrayLike, weight: npt.ArrayLike | None = None, *,
     return result
 
 
-def largest_rejected(p: npt.ArrayLike, weight: npt.ArrayLike, *, family: int, alpha: float) -> float:
+def largest_rejected(p: npt.ArrayLike, weight: npt.ArrayLike, *, family: float, alpha: float) -> float:
     """The largest p that Benjamini–Hochberg rejects at `alpha`; -1 where it rejects none."""
     values = np.asarray(p, np.float64)
     rejected = values[benjamini_hochberg(values, weight, family=family) <= alpha]
@@ -86,12 +97,12 @@ def simes(p: npt.ArrayLike, group: npt.ArrayLike, tests: npt.ArrayLike) -> tuple
     Args:
         p: Of the tests given; the others of a group count as larger.
         group: Index of each test's group.
-        tests: `[groups]`: how many tests each group has.
+        tests: `[groups]`: how many tests each group has (times `dependence_penalty`, where wanted).
 
     Returns:
         The groups that have a test here, ascending, and their p, at most 1.
     """
-    values, owner, size = np.asarray(p, np.float64), np.asarray(group, np.int64), np.asarray(tests, np.int64)
+    values, owner, size = np.asarray(p, np.float64), np.asarray(group, np.int64), np.asarray(tests, np.float64)
     order = np.lexsort((values, owner))
     values, owner = values[order], owner[order]
     groups, start = np.unique(owner, return_index=True)

@@ -180,6 +180,20 @@ def test_adjusted_values_count_every_pair_that_could_be_rejected() -> None:
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_any_dependence_multiplies_q_by_the_harmonic_number_of_the_family() -> None:
+    active, present = noise(4, samples=300, latents=40, tokens=30)
+    active[:, :8] = present[:, :8] ^ (np.random.default_rng(0).random((300, 8)) < 0.03)
+    usual, strict = associate(active, present), associate(active, present, any_dependence=True)
+    penalty = sum(1 / rank for rank in range(1, usual.family + 1))
+    assert strict.family == usual.family
+    raised = np.minimum(usual["q_value"].to_numpy() * penalty, 1.0)
+    assert strict["q_value"].to_numpy() == pytest.approx(raised, nan_ok=True)
+    kept, kept_strictly = (set(zip(*frame.filter("kept")["latent", "token"])) for frame in (usual, strict))
+    assert kept_strictly <= kept
+    assert {(index, index) for index in range(8) if present[:, index].sum() > 20} & kept_strictly
+    assert (strict["latent_q"].drop_nulls() >= usual["latent_q"].drop_nulls()).all()
+
+
 def test_planted_latents_are_found_and_replicate() -> None:
     rng = np.random.default_rng(4)
     active, present = noise(4, samples=1000, latents=400, tokens=120)

@@ -51,11 +51,13 @@ def related(seed: int, *, samples: int = 240, latents: int = 90) -> tuple[np.nda
     return active, present
 
 
-def slowly(active: np.ndarray, present: np.ndarray, strata: np.ndarray) -> dict[str, dict[str, Any]]:
+def slowly(
+    active: np.ndarray, present: np.ndarray, strata: np.ndarray, *, any_dependence: bool = False
+) -> dict[str, dict[str, Any]]:
     """What a draw must count, from whole frames of pairs."""
     vocabulary = [str(token) for token in range(35)]
     of_token = dict(zip(vocabulary, CATEGORIES, strict=True))
-    exact = associate(active, present)
+    exact = associate(active, present, any_dependence=any_dependence)
     interpretable = set(exact.filter(pl.col("latent_q") <= 0.05)["latent"].to_list())
     labelled = set(
         monosemantic_latents(exact, Incidence.of(active, present, seed=0), strata=strata)["latent"].to_list()
@@ -84,12 +86,13 @@ def slowly(active: np.ndarray, present: np.ndarray, strata: np.ndarray) -> dict[
     }
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_every_draw_counts_what_whole_frames_of_pairs_say(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "any_dependence"), [*((seed, False) for seed in range(5)), (5, True)])
+def test_every_draw_counts_what_whole_frames_of_pairs_say(seed: int, any_dependence: bool) -> None:
     active, present = related(seed)
     strata = np.arange(240) % 4
     ids = [f"train_{index}" for index in range(240)]
-    found = drawn(active, present, categories=CATEGORIES, strata=strata, permutations=2, half_samples=2)
+    options = {"categories": CATEGORIES, "strata": strata, "any_dependence": any_dependence}
+    found = drawn(active, present, permutations=2, half_samples=2, **options)
     arrangements = [
         observed(240),
         *permuted("free", ids, strata, number=2, seed=0),
@@ -98,7 +101,7 @@ def test_every_draw_counts_what_whole_frames_of_pairs_say(seed: int) -> None:
     ]
     for kind, number, order in arrangements:
         rows = order if kind == "half" else np.arange(240)
-        expected = slowly(active[rows], present[order], strata[order])
+        expected = slowly(active[rows], present[order], strata[order], any_dependence=any_dependence)
         for preset, counts in found.items():
             row = counts.row(by_predicate=(pl.col("draw") == kind) & (pl.col("number") == number), named=True)
             assert {name: row[name] for name in expected[preset]} == expected[preset], (kind, number, preset)

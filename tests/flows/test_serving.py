@@ -84,6 +84,18 @@ def test_a_plan_names_the_servers_and_what_is_missing(cli: Cli, served_config: P
 
 
 @slow
+def test_a_second_scorer_that_explains_too_is_served_once(cli: Cli, served_config: Path, root: Path) -> None:
+    llm = yaml.safe_load(served_config.read_text())["explainer_b"]["llm"]
+    second = json.dumps({"llm": llm, "examples_per_prompt": 1})
+    arguments = ("--config", str(served_config), "--root", str(root), "--set", f"second_scorer={second}")
+    done = cli("plan", "compare-explainers", *arguments)
+    assert done.returncode == 0, done.stderr
+    servers = re.findall(r"^server +vLLM for \S+/(\w+) is started", done.stdout, re.MULTILINE)
+    assert servers == ["one", "two", "judge"]
+    assert "16 scores" in done.stdout  # two scorers, two layers, two explainers and two controls
+
+
+@slow
 def test_a_server_that_does_not_come_up_ends_the_run_with_a_next_step(
     cli: Cli, served_config: Path, root: Path
 ) -> None:
@@ -200,6 +212,7 @@ def test_explainers_of_one_model_stand_together_and_those_whose_model_judges_com
     given = explainers(a="large", b="small", c="large", d=None)
     assert in_serving_order(given, [judges("abcd", "other")]) == ["a", "c", "b", "d"]
     assert in_serving_order(given, [judges("abcd", "large")]) == ["b", "d", "a", "c"]
+    assert in_serving_order(given, [judges("abcd", "other"), judges("abcd", "large")]) == ["b", "d", "a", "c"]
     own = {name: ScorerConfig(llm=item.llm) for name, item in given.items()}
     assert in_serving_order(given, [{**own, **judges("d", "small")}]) == ["a", "c", "d", "b"]
 

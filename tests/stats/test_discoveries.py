@@ -6,13 +6,28 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, hypergeom
 
-from saeinterp.stats.discoveries import attainable_family, benjamini_hochberg, largest_rejected, simes
+from saeinterp.stats.discoveries import (
+    attainable_family,
+    benjamini_hochberg,
+    dependence_penalty,
+    largest_rejected,
+    simes,
+)
 from saeinterp.stats.hypergeometric import log_smallest, log_upper_tail
 
 
 def test_adjusted_p_values_are_scipys() -> None:
     p = np.random.default_rng(0).random(500) ** 3
     assert benjamini_hochberg(p, family=500) == pytest.approx(false_discovery_control(p))
+
+
+def test_values_that_hold_under_any_dependence_are_scipys() -> None:
+    p = np.random.default_rng(1).random(500) ** 6
+    penalty = dependence_penalty(500)
+    assert penalty == pytest.approx(sum(1 / rank for rank in range(1, 501)))
+    found = benjamini_hochberg(p, family=float(500 * penalty))
+    assert found == pytest.approx(false_discovery_control(p, method="by"))
+    assert dependence_penalty([0, 1, 2]) == pytest.approx([1.0, 1.0, 1.5])
 
 
 def test_multiplicities_and_tests_that_are_not_listed() -> None:
