@@ -219,9 +219,10 @@ def _sentences(result: ScorerAgreement) -> list[Sentence]:
 
 def _agreement(pair: TwiceJudgedPair, result: ScorerAgreement) -> str:
     signs = "the same sign" if pair.same_sign else "different signs"
-    words = f"both say {pair.first.verdict}"
+    words = f'both say "{pair.first.verdict_words}"'
     if not pair.same_verdict:
-        words = f"{result.scorer} says {pair.first.verdict} and {result.second_scorer} says {pair.second.verdict}"
+        words = f'{result.scorer} says "{pair.first.verdict_words}" and {result.second_scorer} says '
+        words += f'"{pair.second.verdict_words}"'
     if pair.pearson_r is None:
         alike = "their correlation over latents does not exist"
     else:

@@ -64,7 +64,7 @@ def test_scorers_that_say_the_same_agree_in_everything(store: ArtifactStore) -> 
     assert pair.spearman_r == pytest.approx(1)
     assert found.matched
     assert sentence(found, "second.ab").startswith("Judged by judge-2b (detection): big-7b is higher than small-1b: ")
-    assert "have the same sign; both say different; over 8 latents they correlate with r = 1.000" in sentence(
+    assert 'have the same sign; both say "different"; over 8 latents they correlate with r = 1.000' in sentence(
         found, "agreement.ab"
     )
 
@@ -81,7 +81,7 @@ def test_a_scorer_that_says_the_opposite_is_said_to_disagree_and_changes_nothing
     assert (pair.same_sign, pair.same_verdict) == (False, False)
     assert pair.second.verdict == "inconclusive"
     text = sentence(found, "agreement.ab")
-    assert "different signs; judge-1b (detection) says different and judge-2b (detection) says inconclusive" in text
+    assert 'different signs; judge-1b (detection) says "different" and judge-2b (detection) says "no detect' in text
     latents = pl.read_parquet(made.file("latents.parquet"))
     x, y = latents["difference"].to_numpy(), latents["difference_second"].to_numpy()
     assert pair.pearson_r == pytest.approx(stats.pearsonr(x, y).statistic)
