@@ -46,15 +46,14 @@ def compare_maxima(a: Sequence[Associated], b: Sequence[Associated], preset: str
 def largest_pair(item: Associated, preset: str) -> LargestPair | None:
     """The kept pair with the largest finite enrichment; None where no pair has one."""
     pairs = pl.scan_parquet(item.artifact.file(f"pairs-{preset}.parquet")).select(_COLUMNS)
-    kept = pairs.filter(pl.col("kept") & pl.col("enrichment").is_finite()).collect()
+    kept = pairs.filter(pl.col("kept") & pl.col("enrichment").is_finite() & (pl.col("a") > 0)).collect()
     top = kept.sort(["enrichment", "id", "text"], descending=[True, False, False]).head(LARGEST)
     if top.is_empty():
         return None
     first = top.row(0, named=True)
     a, b, c, d = (int(first[name]) for name in "abcd")
     # Katz et al. 1978: the logarithm of a ratio of two proportions is about normal.
-    error = math.sqrt(1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)) if a and c else math.nan
-    reach = math.exp(1.959963984540054 * error) if math.isfinite(error) else None
+    reach = math.exp(1.959963984540054 * math.sqrt(1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)))
     return LargestPair(
         id=first["id"],
         token=first["text"],
@@ -63,8 +62,8 @@ def largest_pair(item: Associated, preset: str) -> LargestPair | None:
         b=b,
         c=c,
         d=d,
-        low=first["enrichment"] / reach if reach else None,
-        high=first["enrichment"] * reach if reach else None,
+        low=first["enrichment"] / reach,
+        high=first["enrichment"] * reach,
         one_sample=int((top["c"] == 1).sum()),
         largest=top.height,
     )
@@ -130,8 +129,9 @@ def _side_text(side: SideMaximum, name: str) -> str:
         pair = side.pair
         text += (
             f" ({pair.id} with {pair.token}: {pair.a} of its {pair.a + pair.b} samples hold the token, and "
-            f"{pair.c} of the {pair.c + pair.d} others; of the {pair.largest} largest, {pair.one_sample} have one such "
-            "sample)"
+            f"{pair.c} of the {pair.c + pair.d} others, 95% CI {number(pair.low, digits=1)} to "
+            f"{number(pair.high, digits=1)} had it not been picked for its size; of the {pair.largest} largest, "
+            f"{pair.one_sample} have one such sample)"
         )
     if null := chosen_null(side.nulls):
         low, high = (number(end, digits=1) for end in (null[1].low, null[1].high))

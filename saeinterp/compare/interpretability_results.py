@@ -110,9 +110,9 @@ class LargestPair(Result):
     b: int
     c: int
     d: int
-    low: float | None
+    low: float
     """95% interval of the ratio of two proportions, as if the pair had not been chosen for being the largest."""
-    high: float | None
+    high: float
     one_sample: int
     """Of the ten largest, those whose token occurs in one sample without the latent (c = 1)."""
     largest: int

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import polars as pl
 import pytest
+import yaml
 from explain.oracle import Oracle
 
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -143,6 +144,31 @@ def test_a_second_scorer_judges_everything_and_leaves_the_first_as_it_was(
     text = (report_folders(root)[-1] / "report.md").read_text()
     assert "### Second scorer" in text
     assert found["sentences"][0]["text"].split(": ")[0] in text
+
+
+def test_one_explainer_is_set_against_its_controls_by_both_scorers(
+    cli: Cli, planted_config: Path, root: Path, prefect_url: str, oracle: Oracle, tmp_path: Path
+) -> None:
+    config = yaml.safe_load(planted_config.read_text())
+    config["explainer"] = config.pop("explainer_a")
+    del config["explainer_b"]
+    config["second_scorer"] = {"kind": "fuzz", "llm": config["scorer"]["llm"]}
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(config))
+    before = oracle.requests
+    done = cli("run", "explain-features", "--config", str(path), "--root", str(root))
+    assert done.returncode == 0, done.stderr
+    assert oracle.requests == before  # all of it was asked for above
+    made = {name for name, state in states_of_latest_run(prefect_url).items() if state != "Cached"}
+    assert {name for name in made if name.startswith("compare-scores")} == {
+        "compare-scores against controls",
+        "compare-scores against controls, second scorer",
+    }
+    results = read(report_folders(root)[-1], "results.json")
+    assert [side["title"] for side in results["explainers"]["sides"]] == ["empty", "oracle"]
+    (pair,) = results["scorers"]["pairs"]
+    assert [item["verdict"] for item in pair["judged"]] == ["different", "different"]
+    assert pair["same_sign"]
 
 
 def test_several_explanations_per_latent_are_planned_scored_and_split(
