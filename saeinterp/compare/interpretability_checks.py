@@ -118,13 +118,9 @@ def _texts(item: Associated, ids: set[str]) -> str | None:
 
 
 def _vocabulary_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
-    shown = []
-    for item in (a, b):
-        concepts = item.first("concepts")
-        path = concepts.path / "vocabulary.parquet" if concepts else None
-        texts = pl.read_parquet(path, columns=["text"])["text"].to_list() if path and path.exists() else None
-        shown.append(None if texts is None else f"{len(texts):,} tokens ({_digest(sorted(texts))})")
-    return [_hard("vocabulary", shown)]
+    """Of the samples used: those left out may hold other tokens."""
+    facts = [read_json(item.artifact.file("rates.json"))["vocabulary"] for item in (a, b)]
+    return [_hard("vocabulary", [f"{fact['held']:,} tokens ({fact['sha256'][:8]})" for fact in facts])]
 
 
 def _layer_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:

@@ -134,6 +134,9 @@ def _side_text(side: SideMaximum, name: str) -> str:
             f"{pair.one_sample} have one such sample)"
         )
     if null := chosen_null(side.nulls):
-        low, high = (number(end, digits=1) for end in (null[1].low, null[1].high))
-        text += f", chance gives {low}× to {high}× ({p_text(null[1].p)})"
+        low, high = null[1].low, null[1].high
+        if low is None or high is None:
+            text += ", no pair is kept by chance"
+        else:
+            text += f", chance gives {number(low, digits=1)}× to {number(high, digits=1)}× ({p_text(null[1].p)})"
     return text

@@ -5,6 +5,7 @@ The surprising choice: all layers and positions go into one step, because q is a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def correlate_latents(
             "left_out": {"without_position": len(tokens.samples) - len(ids), "unmatched": int((~kept).sum())},
             "latents": activity.active.shape[1],
             "tokens": tokens.present.shape[1],
+            "vocabulary": _vocabulary(present, tokens),
             "families": families,
             "strata": np.bincount(strata).tolist(),
         }
@@ -119,6 +121,14 @@ def correlate_latents(
 
     recipe = correlate_latents_recipe(activities, concepts, config=config, matched=matched)
     return store.build(recipe, write)
+
+
+def _vocabulary(present: sparse.csr_array, tokens: Concepts) -> dict[str, Any]:
+    """How many tokens the samples used hold, and which, as a hash: other samples may hold more."""
+    held = np.unique(present.indices)
+    texts = sorted(tokens.vocabulary[index] for index in held.tolist())
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return {"held": len(held), "sha256": digest[:16]}
 
 
 def _ids(activity: Activity, tokens: Concepts) -> list[str]:
