@@ -25,7 +25,7 @@ def parts(groups: Sequence[object]) -> list[slice]:
     """
     count = max(1, math.ceil(len(groups) / PART))
     target = len(groups) / count
-    ends = []
+    ends: list[int] = []
     for place in range(1, len(groups)):
         if groups[place] != groups[place - 1] and place >= target * (len(ends) + 1) and len(ends) < count - 1:
             ends.append(place)

@@ -6,6 +6,7 @@ import json
 from html import escape
 from pathlib import Path
 
+import markupsafe
 import polars as pl
 import pytest
 from planted_reports import build_world
@@ -169,7 +170,7 @@ def test_a_second_scorer_stands_beside_the_first_under_its_own_name(tmp_path: Pa
     assert report.results.pairs == first.results.pairs
     assert "Second scorer" not in first.markdown
     assert "Second scorer" not in first.html
-    for page, text in ((report.markdown, markdown_text), (report.html, escape)):
+    for page, text in ((report.markdown, markdown_text), (report.html, lambda line: str(markupsafe.escape(line)))):
         assert "Second scorer" in page
         for line in stored.sentences:
             assert text(line.text) in page
