@@ -226,10 +226,13 @@ def _position_bytes(inputs: dict[str, Any], made: dict[str, Any]) -> int | None:
     """At most so much: problems that are too long, or too short for a position, take none."""
     problems, subject = (made.get(getattr(inputs[name], "folder", "")) for name in ("problems", "subject"))
     width = subject_width(subject) if isinstance(subject, SubjectConfig) else None
-    if not isinstance(problems, ProblemsConfig) or problems.training is None or width is None:
+    if not isinstance(problems, ProblemsConfig) or width is None:
+        return None
+    count = problems.source.limit if problems.training is None else problems.samples + problems.training
+    if count is None:
         return None
     sites = site_names(inputs["capture"].hookpoints, inputs["positions"].select)
-    return activation_bytes(problems.samples + problems.training, width, sites)
+    return activation_bytes(count, width, sites)
 
 
 def _latents(examples: ExamplesConfig, training: TrainingConfig, hookpoints: Sequence[str]) -> int | None:

@@ -253,6 +253,8 @@ def _models(difference: float, a: SideRate, b: SideRate, spread: float, halves: 
     interval = component_interval(difference, components, n=saes, method=method, alpha=alpha)
     reason = interval.reason if math.isfinite(spread) else "there are too few half-samples of the problems"
     low, high = (interval.low, interval.high) if reason is None else (None, None)
+    if low is not None and high is not None:
+        low, high = max(low, -1.0), min(high, 1.0)  # of shares
     return ModelDifference(low=low, high=high, method=method, saes=saes, reason=reason)
 
 
