@@ -116,6 +116,11 @@ class EnrichmentSection(Model):
     latents: int
     """Rows of `tables/associated.parquet`."""
 
+    @property
+    def headline(self) -> str:
+        """The first model's share of interpretable and monosemantic latents under the first rules."""
+        return " ".join(self.presets[0].findings[:2]) if self.presets else ""
+
 
 class ComparedRate(Model):
     """One rate in both models."""

@@ -219,6 +219,12 @@ def test_one_model_is_reported_without_a_comparison(store: ArtifactStore, pair: 
     assert "#### Feature type distribution" in alone.markdown
     assert alone.results.findings
     assert all(line.startswith("Small (") for line in alone.results.findings)
+    # The answer comes first, before the set-up.
+    head = alone.markdown.split("## Set-up")[0]
+    assert "interpretable latents" in head
+    assert "monosemantic latents" in head
+    assert head.count("chance within strata") == 2
+    assert alone.section.headline in head
 
 
 def test_the_problems_positions_and_tokens_are_in_the_set_up(pair: Written) -> None:
