@@ -23,7 +23,7 @@ demo: .venv/.installed ## train, explain, score and compare on a real model; end
 	$(RUN) -m flows.cli demo
 
 test: .venv/.installed ## the test suite
-	$(RUN) -m pytest -m "not slow" $(OWN_TARGET:%=--ignore %)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" $(OWN_TARGET:%=--ignore %)
 
 test-flows: .venv/.installed ## the command line and the flows on a real Prefect server
 	$(RUN) -m pytest -m "not slow" tests/flows

@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Request rates on one vLLM: ours, vLLM's bench client, delphi.")
     parser.add_argument("--requests", type=int, default=120, help="prompts a round")
     parser.add_argument("--latents", type=int, default=8, help="latents scored a round, 30 examples each")
+    parser.add_argument("--only", choices=["asking", "scoring"], help="leave the other comparison out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
@@ -61,9 +62,10 @@ def main() -> None:
             llm = server.config
             asking = {"ours": _ours, "vLLM's bench client": _bench}
             scoring = {"ours, scoring": _scored, "delphi, scoring": _delphi}
-            _ours(_prompts(8, salt="warm"), llm, store, python)
+            wanted = [asking] if options.only == "asking" else [scoring] if options.only else [asking, scoring]
+            _ours(_prompts(40, salt="warm"), llm, store, python)
             for round_ in range(options.rounds):
-                for names in (asking, scoring):
+                for names in wanted:
                     turn = list(names) if round_ % 2 == 0 else list(names)[::-1]
                     for name in turn:
                         salt = f"{name} {round_}"
@@ -76,6 +78,8 @@ def main() -> None:
                         figures.setdefault(name, []).append(rate)
                         print(f"round {round_ + 1}: {name}: {rate:.2f} a second", flush=True)
     for first, second in (("ours", "vLLM's bench client"), ("ours, scoring", "delphi, scoring")):
+        if first not in figures:
+            continue
         ratios = [a / b for a, b in zip(figures[first], figures[second], strict=True)]
         print(
             f"{first} / {second}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f} "
