@@ -203,7 +203,7 @@ def test_with_every_shard_there_no_process_is_started(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "_summarise", dies)
+        patch.setattr(activations, "summarise_rows", dies)
         with pytest.raises(KeyboardInterrupt):
             collect_activations(*inputs, config=TWO, store=store, device="cpu")
 
