@@ -7,6 +7,7 @@ make associations significant that are not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ def _read(config: ProblemsConfig) -> Iterator[Problem]:
     """Every problem of the source, in its order."""
     source = config.source
     prefix = id_prefix(source)
-    try:
+    with single_source():
         if not has_columns(source):
             _refuse_columns(config)
             for number, text in enumerate(read_source(source, seed=config.seed)):
@@ -112,6 +113,13 @@ def _read(config: ProblemsConfig) -> Iterator[Problem]:
             question = "" if asked.question is None else text_in(row, asked.question)
             tags = None if asked.tags is None else _tags(row, asked.tags)
             yield _checked(name, question, text_in(row, asked.reasoning), tags, config, where=row.where)
+
+
+@contextlib.contextmanager
+def single_source() -> Iterator[None]:
+    """Errors of a source, with the field that names it here: problems have one source, a corpus several."""
+    try:
+        yield
     except DataError as error:
         if error.field is None or not error.field.startswith("corpus.sources."):
             raise

@@ -24,7 +24,7 @@ from saeinterp.progress import Progress, silent
 from saeinterp.subject.contexts import bos_prefix, encode, special_ids
 from saeinterp.subject.generation import generate
 from saeinterp.subject.models import Subject, load_subject, load_tokenizer, subject_info
-from saeinterp.subject.problem_sources import Problem, find_problems
+from saeinterp.subject.problem_sources import Problem, find_problems, single_source
 from saeinterp.subject.sources import source_recipe, source_title
 
 VERSION = 1
@@ -83,7 +83,8 @@ def build_problems_recipe(subject: Ref, *, config: ProblemsConfig) -> Recipe:
         ConfigError: No such built-in corpus.
     """
     values = recipe_of(config)
-    values["source"] = source_recipe(config.source, seed=config.seed)
+    with single_source():
+        values["source"] = source_recipe(config.source, seed=config.seed)
     values["source"].pop("columns", None)  # of the text column, which is not read
     if not config.generate:
         del values["max_new_tokens"]

@@ -13,10 +13,18 @@ import pytest
 import torch
 from tiny_models import write_problems, write_tiny_model
 
-from saeinterp.artifacts import Artifact, ArtifactStore, read_json
+from saeinterp.artifacts import Artifact, ArtifactStore, Recipe, read_json
 from saeinterp.config import CorpusSource, ProblemsConfig, SubjectConfig
 from saeinterp.errors import ConfigError, DamagedArtifactError, DataError
-from saeinterp.subject import Problems, build_problems, load_subject, load_tokenizer, prepare_subject, read_problems
+from saeinterp.subject import (
+    Problems,
+    build_problems,
+    build_problems_recipe,
+    load_subject,
+    load_tokenizer,
+    prepare_subject,
+    read_problems,
+)
 from saeinterp.subject.problem_sources import find_problems, id_prefix
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k-train.jsonl"
@@ -213,6 +221,8 @@ def test_too_few_problems_say_how_many_are_needed(tmp_path: Path) -> None:
 def test_a_missing_file_is_named_by_the_field_it_came_from() -> None:
     with pytest.raises(DataError, match=r"corpus\.source\.name: no such file"):
         find_problems(config("nowhere.jsonl"))
+    with pytest.raises(DataError, match=r"corpus\.source\.name: no such file"):
+        build_problems_recipe(Recipe("subject", "subject", 1, {}), config=config("nowhere.jsonl"))
 
 
 def test_problems_that_are_all_too_long_are_refused(subject: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
