@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel
 
 import saeinterp
+from flows.artifact_commands import app as artifacts_app
 from flows.import_commands import app as import_app
 from flows.sae_commands import app as sae_app
 from flows.terminal import BAD_USAGE, COMPLETED, FAILED, Root, complain, err, guard, out
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(sae_app)
 app.add_typer(import_app)
+app.add_typer(artifacts_app)
 
 FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
 ConfigFile = Annotated[

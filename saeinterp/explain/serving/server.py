@@ -192,7 +192,7 @@ def _log_path(model: str, store: ArtifactStore) -> Path:
     for number in range(1, 1000):
         path = folder / (f"{name}.log" if number == 1 else f"{name}-{number}.log")
         with contextlib.suppress(FileExistsError):
-            path.touch(exist_ok=False)
+            path.touch(mode=0o600, exist_ok=False)  # it may quote prompts
             return path
     raise AssertionError(f"a thousand servers in one second: {folder}")
 
