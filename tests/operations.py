@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -111,7 +112,11 @@ class Operations:
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """One request of the API, as the UI sends it."""
-        reply = self._http.request(method, path, json=body)
+        for _ in range(20):
+            reply = self._http.request(method, path, json=body)
+            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # the database is locked; clients try again
+                break
+            time.sleep(0.5)
         assert reply.is_success, f"{method} {path}: {reply.status_code} {reply.text}"
         return reply.json() if reply.content else None
 
@@ -171,13 +176,33 @@ class Operations:
 
     def logs(self, run: str) -> list[str]:
         """The lines of the run's logs, oldest first."""
-        lines: list[str] = []
-        while True:
-            body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-            more = self.call("POST", "/logs/filter", {**body, "offset": len(lines)})
-            lines += [row["message"] for row in more]
-            if len(more) < 200:
-                return lines
+        return [row["message"] for row in self._log_rows(run)]
+
+    def _log_rows(self, run: str) -> list[dict[str, Any]]:
+        body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        rows: list[dict[str, Any]] = []
+        while more := self.call("POST", "/logs/filter", {**body, "offset": len(rows)}):
+            rows += more
+        return rows
+
+    def task_lines(self, run: str, pattern: str) -> dict[str, str]:
+        """Name of a task to what the first group matched in its log, last match first."""
+        names = {
+            row["id"]: row["name"]
+            for row in self.call("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
+        }
+        found = {}
+        for row in self._log_rows(run):
+            if row["task_run_id"] in names and (match := re.search(pattern, row["message"])):
+                found[names[row["task_run_id"]]] = match[1]
+        return found
+
+    def make_limits(self, *names: str) -> None:
+        """Concurrency limits of one slot each."""
+        there = self.slots()
+        for name in names:
+            if name not in there:
+                self.call("POST", "/v2/concurrency_limits/", {"name": name, "limit": 1, "active": True})
 
     def story(self, run: str) -> str:
         """What is known of a run, for a failing test."""

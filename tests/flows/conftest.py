@@ -112,15 +112,15 @@ def cli(prefect_url: str) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
+def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
     """A server with authentication and a process worker, as a lab runs them."""
-    operations = Operations(tmp_path_factory.mktemp("lab"))
+    lab = Operations(tmp_path_factory.mktemp("operations"))
     try:
-        operations.start_server()
-        operations.start_worker()
-        yield operations
+        lab.start_server()
+        lab.start_worker()
+        yield lab
     finally:
-        operations.stop()
+        lab.stop()
 
 
 @pytest.fixture(scope="session")
