@@ -15,8 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import httpx
@@ -35,7 +34,7 @@ SLOTS = "SAEINTERP_GPU_SLOTS"
 SERVER_SLOT = "vllm"
 LEASE_SECONDS = 120.0
 """A killed holder's slot is free after so long, at most; renewed well before, so that a server may be restarted."""
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 2.0
 
 
 class Need(NamedTuple):
@@ -129,8 +128,6 @@ def cards(need: Need, *, server: bool = False) -> Iterator[Cards]:
         yield Cards()
         return
     extra = [SERVER_SLOT] if server else []
-    for name in {*extra, *(slots[number] for choice in choices for number in choice)}:
-        _check_limit(name)
     with _held([[*extra, *(slots[number] for number in choice)] for choice in choices]) as chosen:
         yield Cards(choices[chosen])
 
@@ -195,15 +192,14 @@ def _held(choices: Sequence[list[str]]) -> Iterator[int]:
     logger = get_run_logger()
     told = False
     while True:
+        # Looked at first, because Prefect logs an error for every slot that is asked for and taken.
+        free = _free({name for names in choices for name in names})
         for number, names in enumerate(choices):
+            if not free.issuperset(names):
+                continue
             with contextlib.ExitStack() as stack:
                 try:
-                    # All of a set or none, so that two runs cannot wait for each other's halves.
-                    stack.enter_context(
-                        concurrency(
-                            names, occupy=1, strict=True, max_retries=0, lease_duration=LEASE_SECONDS, holder=_holder()
-                        )
-                    )
+                    stack.enter_context(_lease(names))
                 except ConcurrencySlotAcquisitionError as error:
                     if not _passing(error):
                         raise
@@ -215,6 +211,23 @@ def _held(choices: Sequence[list[str]]) -> Iterator[int]:
             told = True
             logger.info("waits for %s", " or ".join(" and ".join(names) for names in choices))
         time.sleep(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _lease(names: list[str]) -> Iterator[None]:
+    """Hold all of these slots or none, so that two runs cannot wait for each other's halves."""
+    lease = concurrency(names, occupy=1, strict=True, max_retries=0, lease_duration=LEASE_SECONDS, holder=_holder())
+    lease.__enter__()
+    try:
+        yield
+    finally:
+        try:
+            lease.__exit__(*sys.exc_info())
+        except httpx.TransportError as error:
+            # What was computed is no worse for it.
+            get_run_logger().warning(
+                "the server is away (%s): %s come free by themselves in %.0f s", error, ", ".join(names), LEASE_SECONDS
+            )
 
 
 def _passing(error: ConcurrencySlotAcquisitionError) -> bool:
@@ -232,19 +245,29 @@ def _holder() -> ConcurrencyLeaseHolder | None:
     return ConcurrencyLeaseHolder(type="flow_run", id=flow.flow_run.id) if flow and flow.flow_run else None
 
 
-@lru_cache
-def _check_limit(name: str) -> None:
-    """A set of slots of which one is missing on the server would be granted without it."""
-    try:
-        with get_client(sync_client=True) as client:
-            client.read_global_concurrency_limit_by_name(name)
-    except ObjectNotFound as error:
-        raise ConfigError(
-            "the Prefect server has no such concurrency limit",
-            field=SLOTS,
-            got=name,
-            next_step=f"make it: `saeinterp ops setup`, or `prefect gcl create {name} --limit 1`",
-        ) from error
+def _free(names: Collection[str]) -> set[str]:
+    """Those of these slots that nobody holds; none while the server is away.
+
+    Raises:
+        ConfigError: The server lacks one; a set of slots would be granted without it.
+    """
+    free = set()
+    with get_client(sync_client=True) as client:
+        for name in sorted(names):
+            try:
+                limit = client.read_global_concurrency_limit_by_name(name)
+            except ObjectNotFound as error:
+                raise ConfigError(
+                    "the Prefect server has no such concurrency limit",
+                    field=SLOTS,
+                    got=name,
+                    next_step=f"make it: `saeinterp ops setup`, or `prefect gcl create {name} --limit 1`",
+                ) from error
+            except httpx.TransportError:
+                return set()
+            if limit.active_slots < limit.limit:
+                free.add(name)
+    return free
 
 
 def _numbers(devices: Any) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from processes import family, survivors
 
 ROOT = Path(__file__).resolve().parents[1]
 AUTH = "operator:planted-auth-string"
+HF_TOKEN = "hf_planted-token-51d2e8"
 POOL = "gpu"
 TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 FINAL = 300.0  # seconds in which a tiny flow ends on a loaded machine
@@ -90,10 +91,13 @@ class Operations:
         self.until(lambda: self._healthy(), 180, "the server does not come up")
 
     def start_worker(self) -> None:
+        """Start one; what it has in its environment, its runs have too."""
         if not any(pool["name"] == POOL for pool in self.call("POST", "/work_pools/filter", {})):
             self.call("POST", "/work_pools/", {"name": POOL, "type": "process"})
         command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"worker-{time.monotonic_ns()}"]
-        self.worker = self._start("worker", [*command, "--install-policy", "never"], self.client_env)
+        self.worker = self._start(
+            "worker", [*command, "--install-policy", "never"], {**self.client_env, "HF_TOKEN": HF_TOKEN}
+        )
 
     def stop(self) -> None:
         """End everything that was started here, and everything that they started."""
@@ -134,6 +138,7 @@ class Operations:
             "PREFECT_LOGGING_EXTRA_LOGGERS": "saeinterp",
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": str(ROOT),
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             **env,
         }
         body = {
@@ -158,6 +163,31 @@ class Operations:
         """Start a run; returns its id."""
         body = {"state": {"type": "SCHEDULED"}, "parameters": {"config": config}}
         return str(self.call("POST", f"/deployments/{deployment}/create_flow_run", body)["id"])
+
+    def cancel(self, run: str) -> None:
+        """What the UI's button does."""
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        self.call("POST", f"/flow_runs/{run}/set_state", {"state": state})
+
+    def retry(self, run: str) -> None:
+        """`prefect flow-run retry`, once the worker has ended its own business with the last attempt."""
+        attempt = self.call("GET", f"/flow_runs/{run}")["run_count"]
+        time.sleep(15)
+        for _ in range(3):
+            done = self.prefect("flow-run", "retry", run)
+            assert done.returncode == 0, done.stderr + done.stdout
+            self.until(
+                lambda: self.call("GET", f"/flow_runs/{run}")["run_count"] > attempt or self._late(run),
+                120,
+                lambda: self.story(run),
+            )
+            if not self._late(run):
+                return
+
+    def _late(self, run: str) -> bool:
+        """Whether the worker's report on the last attempt came after the retry, and was taken for one on it."""
+        state = self.state(run)
+        return state["type"] == "CRASHED" and str(state["message"]).startswith("Flow run infrastructure exited")
 
     def state(self, run: str) -> dict[str, Any]:
         return dict(self.call("GET", f"/flow_runs/{run}")["state"])
@@ -203,6 +233,23 @@ class Operations:
         for name in names:
             if name not in there:
                 self.call("POST", "/v2/concurrency_limits/", {"name": name, "limit": 1, "active": True})
+
+    def make_zombie_automation(self, *, within: float) -> None:
+        """Runs whose heartbeats stop for so many seconds are marked as crashed."""
+        name, beat = "silent runs", "prefect.flow-run.heartbeat"
+        ends = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
+        trigger = {
+            "type": "event",
+            "after": [beat],
+            "expect": [beat, *ends],
+            "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+            "for_each": ["prefect.resource.id"],
+            "posture": "Proactive",
+            "threshold": 1,
+            "within": within,
+        }
+        action = {"type": "change-flow-run-state", "state": "CRASHED", "name": "Crashed", "message": "no heartbeat"}
+        self.call("POST", "/automations/", {"name": name, "trigger": trigger, "actions": [action]})
 
     def story(self, run: str) -> str:
         """What is known of a run, for a failing test."""

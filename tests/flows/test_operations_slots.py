@@ -115,7 +115,8 @@ def test_a_limit_that_is_missing_fails_the_run_and_says_how_to_make_it(
     )
     run = operations.submit(deployment, tiny_training)
     assert operations.wait(run, *TERMINAL)["type"] == "FAILED"
-    assert any("prefect gcl create elsewhere-0 --limit 1" in line for line in operations.logs(run))
+    remedy = "prefect gcl create elsewhere-0 --limit 1"
+    operations.until(lambda: any(remedy in line for line in operations.logs(run)), 60, lambda: operations.story(run))
 
 
 def _training_processes(root: Path) -> dict[str, str]:
