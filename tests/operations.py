@@ -94,10 +94,9 @@ class Operations:
         """Start one; what it has in its environment, its runs have too."""
         if not any(pool["name"] == POOL for pool in self.call("POST", "/work_pools/filter", {})):
             self.call("POST", "/work_pools/", {"name": POOL, "type": "process"})
+        env = {**self.client_env, "HF_TOKEN": HF_TOKEN, "PREFECT_WORKER_QUERY_SECONDS": "2"}
         command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", f"worker-{time.monotonic_ns()}"]
-        self.worker = self._start(
-            "worker", [*command, "--install-policy", "never"], {**self.client_env, "HF_TOKEN": HF_TOKEN}
-        )
+        self.worker = self._start("worker", [*command, "--install-policy", "never"], env)
 
     def stop(self) -> None:
         """End everything that was started here, and everything that they started."""
@@ -172,7 +171,7 @@ class Operations:
     def retry(self, run: str) -> None:
         """`prefect flow-run retry`, once the worker has ended its own business with the last attempt."""
         attempt = self.call("GET", f"/flow_runs/{run}")["run_count"]
-        time.sleep(15)
+        time.sleep(8)
         for _ in range(3):
             done = self.prefect("flow-run", "retry", run)
             assert done.returncode == 0, done.stderr + done.stdout

@@ -6,6 +6,7 @@ holder still has does not stop the next test; the last one waits until all are f
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -36,7 +37,7 @@ ENTRYPOINT = "flows/train_saes.py:train_saes"
 @pytest.fixture(scope="module")
 def training(tiny_training: dict[str, Any]) -> dict[str, Any]:
     """Two layers at once, long enough to have a middle."""
-    settings = {**tiny_training["training"], "epochs": 8, "checkpoint_seconds": 0.2}
+    settings = {**tiny_training["training"], "epochs": 16, "checkpoint_seconds": 0.2}
     return {**tiny_training, "capture": {"hookpoints": ["layers.0", "layers.1"]}, "training": settings}
 
 
@@ -45,15 +46,41 @@ class Reference(NamedTuple):
 
     root: Path
     files: dict[str, str]
+    together: set[tuple[str, ...]]
+    """Cards that were held at the same moment."""
+    visible: dict[str, str]
+    """`CUDA_VISIBLE_DEVICES` of each layer's training process."""
+    held: dict[str, str]
+    """Card of each task."""
 
 
 @pytest.fixture(scope="module")
 def reference(operations: Operations, training: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Reference:
     operations.make_limits(*CARDS, "vllm")
     root = tmp_path_factory.mktemp("uninterrupted")
-    run = operations.submit(operations.deploy("train-saes", ENTRYPOINT, root=root, env={SLOTS: "4"}), training)
-    assert operations.wait(run, *TERMINAL)["type"] == "COMPLETED", operations.story(run)
-    return Reference(root, manifests(root))
+    run = operations.submit(operations.deploy("train-saes", ENTRYPOINT, root=root, env={SLOTS: "2"}), training)
+    seen: set[tuple[str, ...]] = set()
+    visible: dict[str, str] = {}
+
+    def look() -> bool:
+        slots = operations.slots(*CARDS)
+        assert max(slots.values()) <= 1
+        seen.add(tuple(sorted(name for name, taken in slots.items() if taken)))
+        visible.update(_visible(root))
+        return operations.state(run)["type"] in TERMINAL
+
+    operations.until(look, 280, lambda: operations.story(run))
+    assert operations.state(run)["type"] == "COMPLETED", operations.story(run)
+    return Reference(root, manifests(root), seen, visible, operations.task_lines(run, r"holds gpu-(\d)"))
+
+
+def test_a_flow_on_two_cards_uses_both_at_once_and_its_processes_see_theirs_alone(reference: Reference) -> None:
+    assert ("gpu-0", "gpu-1") in reference.together
+    layers = {name: reference.held[f"train-layer {name} subject"] for name in ("layers.0", "layers.1")}
+    assert set(layers.values()) == {"0", "1"}
+    assert reference.visible == layers
+    # What computes in the flow's own process takes a card too, one at a time.
+    assert {"capture-activations subject", "measure-together subject"} <= reference.held.keys()
 
 
 class Case:
@@ -83,39 +110,14 @@ class Case:
         flow = next(item for item in trainer.parents() if "prefect.engine" in (item.cmdline() or []))
         return family(flow.pid)
 
-    def completes_as_uninterrupted(self) -> None:
-        state = self.operations.wait(self.run, *TERMINAL)
-        assert state["type"] == "COMPLETED", self.operations.story(self.run)
-        assert manifests(self.root) == self.reference.files
-
     def _trains(self, process: psutil.Process) -> bool:
         line = process.info["cmdline"] or []
         return "saeinterp.sae.training" in line and any(item.startswith(str(self.root)) for item in line)
 
 
-@pytest.fixture
-def case(operations: Operations, reference: Reference, training: dict[str, Any], tmp_path: Path) -> Case:
-    return Case(operations, tmp_path / f"case-{time.monotonic_ns()}", reference, training)
-
-
-def test_a_run_cancelled_in_training_stops_frees_its_cards_and_goes_on_when_retried(case: Case) -> None:
-    running = case.in_the_middle()
-    before = case.operations.slots(*CARDS)
-    started = time.monotonic()
-    case.operations.cancel(case.run)
-    assert survivors(running, within=STOPPED) == []
-    assert case.operations.wait(case.run, *TERMINAL, within=STOPPED)["type"] == "CANCELLED"
-    assert time.monotonic() - started < STOPPED
-    assert sum(before.values()) >= 1
-    assert sum(case.operations.slots(*CARDS).values()) == 0
-    case.operations.retry(case.run)
-    case.completes_as_uninterrupted()
-    assert any("goes on from the checkpoint" in line for line in case.operations.logs(case.run))
-
-
 @pytest.fixture(scope="module")
 def dead_machine(operations: Operations, reference: Reference, training: dict[str, Any], tmp_path_factory: Any) -> Case:
-    """A run whose worker died with it: nobody is left to say so but the automation. It is looked at in the end."""
+    """A run that dies with its worker, so that nobody is left to say so; it is looked at again in the end."""
     operations.make_zombie_automation(within=120)
     return Case(operations, tmp_path_factory.mktemp("machine") / "dead", reference, training)
 
@@ -128,44 +130,53 @@ def test_a_machine_that_dies_leaves_no_process(operations: Operations, dead_mach
     operations.worker.wait()
     assert survivors(running, within=GONE) == []
     assert operations.state(dead_machine.run)["type"] == "RUNNING"
+    assert any(operations.slots(*CARDS).values())
     operations.start_worker()
 
 
-def test_a_killed_flow_is_marked_crashed_and_goes_on_when_retried(case: Case) -> None:
+def test_one_run_cancelled_killed_and_left_without_worker_and_server_ends_as_an_uninterrupted_one(
+    operations: Operations, reference: Reference, training: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each time it is in the middle of training, and goes on from where it was."""
+    case = Case(operations, tmp_path / "unlucky", reference, training)
+
+    running = case.in_the_middle()
+    started = time.monotonic()
+    operations.cancel(case.run)
+    assert survivors(running, within=STOPPED) == []
+    assert operations.wait(case.run, *TERMINAL, within=STOPPED)["type"] == "CANCELLED"
+    assert time.monotonic() - started < STOPPED
+    operations.retry(case.run)
+
     running = case.in_the_middle()
     running[0].kill()
     assert survivors(running, within=GONE) == []
-    assert case.operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
-    case.operations.retry(case.run)
-    case.completes_as_uninterrupted()
+    assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
+    operations.retry(case.run)
 
-
-def test_a_killed_worker_ends_its_runs_in_order_and_they_go_on_when_retried(case: Case) -> None:
     running = case.in_the_middle()
-    assert case.operations.worker is not None
-    case.operations.worker.kill()
-    case.operations.worker.wait()
+    assert operations.worker is not None
+    operations.worker.kill()
+    operations.worker.wait()
     assert survivors(running, within=STOPPED) == []
-    assert case.operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
-    case.operations.start_worker()
-    case.operations.retry(case.run)
-    case.completes_as_uninterrupted()
+    assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
+    operations.start_worker()
+    operations.retry(case.run)
 
-
-def test_a_server_that_is_killed_and_started_again_costs_the_run_nothing(case: Case) -> None:
     case.in_the_middle()
-    assert case.operations.server is not None
-    case.operations.server.kill()
-    case.operations.server.wait()
-    time.sleep(3)
-    case.operations.start_server()
-    case.completes_as_uninterrupted()
+    assert operations.server is not None
+    operations.server.kill()
+    operations.server.wait()
+    operations.start_server()
+    assert operations.wait(case.run, *TERMINAL)["type"] == "COMPLETED", operations.story(case.run)
+    assert manifests(case.root) == reference.files
+    assert any("goes on from the checkpoint" in line for line in operations.logs(case.run))
 
 
 def test_a_killed_rank_takes_the_others_with_it_and_its_layer_goes_on_when_retried(
     operations: Operations, training: dict[str, Any], reference: Reference, tmp_path: Path
 ) -> None:
-    config = {**training, "launch": {"threads": 1, "processes": 2}}
+    config = {**training, "launch": {"threads": 1, "processes": 2}, "capture": {"hookpoints": ["layers.0"]}}
     case = Case(operations, tmp_path / "ranks", reference, config)
     running = case.in_the_middle()
     ranks = [item for item in running if "saeinterp.sae.training" in item.cmdline() and _is_rank(item)]
@@ -185,7 +196,7 @@ def test_a_killed_vllm_and_a_cancelled_scoring_leave_no_server_and_lose_no_reply
 ) -> None:
     config: dict[str, Any] = yaml.safe_load(planted_config.read_text())
     model = shutil.copytree(planted_folder, tmp_path / "judge")
-    serving = {"python": str(write_python(tmp_path)), "env": {"FAKE_DELAY": "0.1"}}
+    serving = {"python": str(write_python(tmp_path)), "env": {"FAKE_DELAY": "0.05"}}
     llm = {"provider": "vllm", "model": str(model), "serving": serving, "concurrency": 2}
     config["capture"]["hookpoints"] = ["layers.1"]
     config["random_weights_control"] = False
@@ -233,9 +244,18 @@ def test_in_the_end_the_dead_machines_run_is_marked_crashed_and_every_slot_is_fr
     operations.until(
         lambda: not any(operations.slots().values()), LEASE_SECONDS + 60, lambda: f"held: {operations.slots()}"
     )
-    operations.retry(dead_machine.run)
-    dead_machine.completes_as_uninterrupted()
-    assert not any(operations.slots().values())
+
+
+def _visible(root: Path) -> dict[str, str]:
+    """Layer to the `CUDA_VISIBLE_DEVICES` of its running training process."""
+    found = {}
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        match = re.search(r"/sae/(layers\.\d)-\w{8}/job\.json", line)
+        if match and str(root) in line and "saeinterp.sae.training" in line:
+            with contextlib.suppress(psutil.Error, KeyError):
+                found[match[1]] = process.environ()["CUDA_VISIBLE_DEVICES"]
+    return found
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from operations import TERMINAL, Operations
 
@@ -73,40 +71,6 @@ def test_the_setting_names_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @slow
-@pytest.mark.skipif(not Path("/proc").exists(), reason="reads environments through /proc")
-def test_a_flow_on_two_cards_uses_both_at_once(
-    operations: Operations, tiny_training: dict[str, Any], tmp_path: Path
-) -> None:
-    operations.make_limits("gpu-0", "gpu-1", "vllm")
-    deployment = operations.deploy(
-        "train-saes", "flows/train_saes.py:train_saes", root=tmp_path / "two-cards", env={SLOTS: "2"}
-    )
-    run = operations.submit(deployment, {**tiny_training, "launch": {"threads": 1, "parallel": 2}})
-    seen: set[tuple[str, ...]] = set()
-    visible: dict[str, str] = {}
-
-    def look() -> bool:
-        slots = operations.slots("gpu-0", "gpu-1")
-        seen.add(tuple(sorted(name for name, taken in slots.items() if taken)))
-        assert max(slots.values()) <= 1
-        visible.update(_training_processes(tmp_path))
-        return operations.state(run)["type"] in TERMINAL
-
-    operations.until(look, 280, lambda: operations.story(run))
-    assert operations.state(run)["type"] == "COMPLETED", operations.story(run)
-    assert ("gpu-0", "gpu-1") in seen
-    assert operations.slots("gpu-0", "gpu-1", "vllm") == {"gpu-0": 0, "gpu-1": 0, "vllm": 0}
-    # Which slot each layer had stands in the log of its task; its process saw that card alone.
-    held = operations.task_lines(run, r"holds gpu-(\d)")
-    layers = {name: held[f"train-layer {name} subject"] for name in tiny_training["capture"]["hookpoints"]}
-    assert set(layers.values()) == {"0", "1"}
-    assert visible.items() <= layers.items()
-    assert visible
-    # What computes in the flow's own process takes a card too, one at a time.
-    assert {"capture-activations subject", "measure-together subject"} <= held.keys()
-
-
-@slow
 def test_a_limit_that_is_missing_fails_the_run_and_says_how_to_make_it(
     operations: Operations, tiny_training: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -117,17 +81,3 @@ def test_a_limit_that_is_missing_fails_the_run_and_says_how_to_make_it(
     assert operations.wait(run, *TERMINAL)["type"] == "FAILED"
     remedy = "prefect gcl create elsewhere-0 --limit 1"
     operations.until(lambda: any(remedy in line for line in operations.logs(run)), 60, lambda: operations.story(run))
-
-
-def _training_processes(root: Path) -> dict[str, str]:
-    """Layer to the `CUDA_VISIBLE_DEVICES` of its running training process."""
-    found = {}
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        match = re.search(r"/sae/(layers\.\d)-\w{8}/job\.json", line)
-        if match and str(root) in line and "saeinterp.sae.training" in line:
-            try:
-                found[match[1]] = process.environ()["CUDA_VISIBLE_DEVICES"]
-            except (psutil.Error, KeyError):
-                continue
-    return found
