@@ -1,6 +1,6 @@
 """Every part of a lab killed in the middle, then what docs/how-to/failures.md says is done: nothing is lost.
 
-After each, no process is left and the slots come free. Runs hold slots of four pretend cards, so that what a killed
+After each, no process is left and the slots come free. Runs hold slots of eight pretend cards, so that what a killed
 holder still has does not stop the next test; the last one waits until all are free.
 """
 
@@ -28,16 +28,17 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc").exists(), reason="finds orphans through /proc"),
 ]
 
-CARDS = ("gpu-0", "gpu-1", "gpu-2", "gpu-3")
+CARDS = tuple(f"gpu-{number}" for number in range(8))
 STOPPED = 40.0  # seconds from a cancellation until nothing runs
 GONE = 20.0  # seconds that what a killed process had started lives on at most
+HOLDS = r"holds gpu-(\d)"
 ENTRYPOINT = "flows/train_saes.py:train_saes"
 
 
 @pytest.fixture(scope="module")
 def training(tiny_training: dict[str, Any]) -> dict[str, Any]:
     """Two layers at once, long enough to have a middle."""
-    settings = {**tiny_training["training"], "epochs": 16, "checkpoint_seconds": 0.2}
+    settings = {**tiny_training["training"], "epochs": 8, "checkpoint_seconds": 0.2}
     return {**tiny_training, "capture": {"hookpoints": ["layers.0", "layers.1"]}, "training": settings}
 
 
@@ -71,7 +72,9 @@ def reference(operations: Operations, training: dict[str, Any], tmp_path_factory
 
     operations.until(look, 280, lambda: operations.story(run))
     assert operations.state(run)["type"] == "COMPLETED", operations.story(run)
-    return Reference(root, manifests(root), seen, visible, operations.task_lines(run, r"holds gpu-(\d)"))
+    measured = "measure-together subject"  # the last to take a card; lines of a log arrive a while later
+    operations.until(lambda: measured in operations.task_lines(run, HOLDS), 60, lambda: operations.story(run))
+    return Reference(root, manifests(root), seen, visible, operations.task_lines(run, HOLDS))
 
 
 def test_a_flow_on_two_cards_uses_both_at_once_and_its_processes_see_theirs_alone(reference: Reference) -> None:
@@ -93,7 +96,7 @@ class Case:
             root,
             ignore=shutil.ignore_patterns("sae", "health", "grades", "report", ".prefect", ".using"),
         )
-        deployment = operations.deploy("train-saes", ENTRYPOINT, root=root, env={SLOTS: "4"})
+        deployment = operations.deploy("train-saes", ENTRYPOINT, root=root, env={SLOTS: str(len(CARDS))})
         self.run = operations.submit(deployment, config)
 
     def in_the_middle(self) -> list[psutil.Process]:
@@ -134,7 +137,7 @@ def test_a_machine_that_dies_leaves_no_process(operations: Operations, dead_mach
     operations.start_worker()
 
 
-def test_one_run_cancelled_killed_and_left_without_worker_and_server_ends_as_an_uninterrupted_one(
+def test_one_run_cancelled_killed_and_left_without_its_server_ends_as_an_uninterrupted_one(
     operations: Operations, reference: Reference, training: dict[str, Any], tmp_path: Path
 ) -> None:
     """Each time it is in the middle of training, and goes on from where it was."""
@@ -154,15 +157,6 @@ def test_one_run_cancelled_killed_and_left_without_worker_and_server_ends_as_an_
     assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
     operations.retry(case.run)
 
-    running = case.in_the_middle()
-    assert operations.worker is not None
-    operations.worker.kill()
-    operations.worker.wait()
-    assert survivors(running, within=STOPPED) == []
-    assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
-    operations.start_worker()
-    operations.retry(case.run)
-
     case.in_the_middle()
     assert operations.server is not None
     operations.server.kill()
@@ -171,6 +165,22 @@ def test_one_run_cancelled_killed_and_left_without_worker_and_server_ends_as_an_
     assert operations.wait(case.run, *TERMINAL)["type"] == "COMPLETED", operations.story(case.run)
     assert manifests(case.root) == reference.files
     assert any("goes on from the checkpoint" in line for line in operations.logs(case.run))
+
+
+def test_a_killed_worker_ends_its_runs_in_order_and_they_go_on_when_retried(
+    operations: Operations, reference: Reference, training: dict[str, Any], tmp_path: Path
+) -> None:
+    case = Case(operations, tmp_path / "unattended", reference, training)
+    running = case.in_the_middle()
+    assert operations.worker is not None
+    operations.worker.kill()
+    operations.worker.wait()
+    assert survivors(running, within=STOPPED) == []
+    assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
+    operations.start_worker()
+    operations.retry(case.run)
+    assert operations.wait(case.run, *TERMINAL)["type"] == "COMPLETED", operations.story(case.run)
+    assert manifests(case.root) == reference.files
 
 
 def test_a_killed_rank_takes_the_others_with_it_and_its_layer_goes_on_when_retried(
@@ -205,7 +215,9 @@ def test_a_killed_vllm_and_a_cancelled_scoring_leave_no_server_and_lose_no_reply
     config["absorption"] = {"enabled": False}
     root = tmp_path / "scored"
     entrypoint = "flows/compare_explainers.py:compare_explainers"
-    run = operations.submit(operations.deploy("compare-explainers", entrypoint, root=root, env={SLOTS: "4"}), config)
+    run = operations.submit(
+        operations.deploy("compare-explainers", entrypoint, root=root, env={SLOTS: str(len(CARDS))}), config
+    )
 
     def while_scoring() -> tuple[psutil.Process, list[psutil.Process]]:
         before = _replies(root)

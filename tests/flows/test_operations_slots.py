@@ -50,6 +50,16 @@ def test_children_count_the_cards_they_see(monkeypatch: pytest.MonkeyPatch) -> N
     assert Cards().below(Placement(device="cuda:1")).device == "cuda:1"
 
 
+def test_what_runs_in_this_process_is_given_its_card_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Cards((1,))
+    assert held.here(Placement()).device == "auto"  # no GPU here
+    monkeypatch.setattr("tasks.cards._cuda", lambda: True)
+    assert held.here(Placement()).device == "cuda:1"
+    assert Cards().here(Placement()).device == "auto"
+    spread = Placement(device_map="auto")
+    assert Cards((0, 1)).here(spread) == spread
+
+
 def test_without_the_setting_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SLOTS, raising=False)
     with cards(Need(number=1), server=True) as held:
