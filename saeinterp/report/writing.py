@@ -44,12 +44,13 @@ from saeinterp.report.models import model_section
 from saeinterp.report.pairs import adjusted, pairs_section
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.sampling import variance_rows
+from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 4
+VERSION = 5
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -62,7 +63,7 @@ def write_report_recipe(
     health: Mapping[str, Sequence[Ref]],
     saes: Mapping[str, Sequence[Ref]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     explainer_pairs: Ref | None = None,
     scorer_agreement: Ref | None = None,
     grades: Mapping[str, Ref] = NONE,
@@ -82,7 +83,8 @@ def write_report_recipe(
         health: Model title to its `health` artifacts, in the order of the report.
         saes: Model title to its `sae` artifacts.
         failures: Steps that did not finish.
-        config: The run's configuration, printed in full.
+        config: The run's configuration, printed in full: a model, or what a recipe holds of it; empty where no run is
+            behind the report.
         grades: Model title to its `grades` artifact, where layers were graded.
         review: The review of an outside table, where the grades or scores are of one.
         enrichment: Model title to its `enrichment` artifact, where latents were associated with tokens; a control with
@@ -108,7 +110,7 @@ def write_report_recipe(
             "enrichment": list(enrichment),
             "interpretability": interpretability is not None,
             "failures": [failure.model_dump() for failure in failures],
-            "config": recipe_of(config),
+            "config": _values(config),
         },
         inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values()),
     )
@@ -122,7 +124,7 @@ def write_report(
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     store: ArtifactStore,
     explainer_pairs: Artifact | None = None,
     scorer_agreement: Artifact | None = None,
@@ -132,7 +134,7 @@ def write_report(
     interpretability: Artifact | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
+    """Write `report.md`, `report.html`, `results.json`, its schema and `tables/*.parquet`; arguments as of the recipe.
 
     Wall times and hosts go into `timing.parquet` (artifact, seconds, at, host) and nowhere else.
 
@@ -212,7 +214,7 @@ def write_report(
                 *(line for preset in (associated.presets if associated else ()) for line in preset.findings),
                 *findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
             ),
-            provenance=provenance(roots, lineage, config),
+            provenance=provenance(roots, lineage, _values(config)),
         )
         write_json(space.out / "results.json", results.model_dump(mode="json"))
         report(1, 3, "parts of the report")
@@ -229,10 +231,15 @@ def write_report(
 
 
 def render(folder: Path) -> None:
-    """Write `report.md` and `report.html` from `results.json` and `tables/` in the same folder."""
+    """Write `report.md`, `report.html` and `results.schema.json` from `results.json` and `tables/` beside them."""
     results = Results.model_validate(read_json(folder / "results.json"))
+    write_json(folder / "results.schema.json", results_schema())
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
+
+
+def _values(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    return recipe_of(config) if isinstance(config, BaseModel) else dict(config)
 
 
 def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentSection:
