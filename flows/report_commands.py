@@ -224,7 +224,7 @@ def _neuronpedia(
     )
     if aim.author_id is None:
         yield "Without --author-id the files lack authorId and creatorId, and Neuronpedia's importer needs both."
-    yield "Not written, as the report does not hold them or no importer reads them: scores, embeddings, logits, histograms"
+    yield "Not written (not in the report, or read by no importer): scores, embeddings, logits, histograms."
 
 
 def _model_card(places: list[Path], folder: Path, *, licence: str | None, repository: str | None) -> Iterator[str]:

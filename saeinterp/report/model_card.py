@@ -23,7 +23,9 @@ from saeinterp.report.grade_results import GradedModel
 from saeinterp.report.grades import absorption_of, grade_section
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import markdown_environment
+from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.results import HEALTH_COLUMNS, LayerHealth, LayerTraining
+from saeinterp.report.values import Number
 from saeinterp.sae import adopted_from
 from saeinterp.sae.formats import SAE_LENS_WEIGHTS, detect
 from saeinterp.sae.topk import CONFIG, WEIGHTS
@@ -124,6 +126,7 @@ def write_model_card(
             rows=rows,
             layers=layers,
             missing=_reasons(layers),
+            intervals=_intervals(layers),
             health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
             training_fields=LayerTraining.model_fields,
             datasets=list(dict.fromkeys(layer.dataset for layer in layers)),
@@ -232,16 +235,24 @@ def _held(folder: Path, layout: str, rows: Sequence[Row]) -> str | None:
     return at[0] if len(at) == 1 else None
 
 
+def _cells(layers: Sequence[LayerHealth]) -> list[tuple[str, Number]]:
+    """The numbers of the health table, each with its heading."""
+    titles = {name: str(LayerHealth.model_fields[name].title) for name in HEALTH_COLUMNS}
+    return [(title, getattr(layer, name)) for layer in layers for name, title in titles.items()]
+
+
+def _intervals(layers: Sequence[LayerHealth]) -> list[str]:
+    """What the brackets are."""
+    return list(dict.fromkeys(item.interval for _, item in _cells(layers) if item.interval))
+
+
 def _reasons(layers: Sequence[LayerHealth]) -> list[tuple[str, str]]:
     """Reasons of NA cells with the columns they are in."""
     found: dict[str, list[str]] = {}
-    for layer in layers:
-        for name in HEALTH_COLUMNS:
-            item = getattr(layer, name)
-            if item.value is None:
-                title = str(LayerHealth.model_fields[name].title)
-                found.setdefault((item.reason or "").rstrip("."), []).append(title)
-    return [(reason, listing(list(dict.fromkeys(titles)))) for reason, titles in found.items()]
+    for title, item in _cells(layers):
+        if item.value is None:
+            found.setdefault((item.reason or "").rstrip("."), []).append(title)
+    return [(reason, listing(list(dict.fromkeys(titles)))) for reason, titles in fold_reasons(found)]
 
 
 def _graded(models: Sequence[GradedModel]) -> list[tuple[str, str, str]]:
