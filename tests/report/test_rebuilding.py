@@ -131,7 +131,7 @@ def test_health_alone_is_named_by_its_models(world: World) -> None:
 
 def test_what_makes_no_report_is_refused_with_what_does(world: World, report: Report, tmp_path: Path) -> None:
     corpus = open_artifact(next((world.store.root / "corpus").iterdir()))
-    with pytest.raises(ConfigError, match="no report is made of this.*explainer-comparison"):
+    with pytest.raises(ConfigError, match=r"no report is made of this.*explainer-comparison"):
         rebuild([corpus])
     with pytest.raises(ConfigError, match="made again alone"):
         rebuild([report.artifact, *world.health[SUBJECT]])
