@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from saeinterp.report.reasons import fold_reasons
-from saeinterp.report.values import Check, Difference, Fact, Model, Number, Side
+from saeinterp.report.values import Check, Difference, Fact, Model, Number, Setting, Side
 
 
 class ChanceCell(Model):
@@ -98,6 +98,8 @@ class PresetSection(Model):
     """Key of the rules."""
     title: str
     """Name of the rules."""
+    rules: tuple[Setting, ...] = ()
+    """What a pair of a latent and a token must pass, and what makes a latent monosemantic."""
     rates: tuple[RateRow, ...]
     """Every rate by model, layer and position."""
     categories: tuple[CategoryRow, ...]

@@ -160,6 +160,17 @@ class ExplainerSection(Model):
         return self.metric == SIMULATED
 
     @property
+    def unexplained(self) -> list[str]:
+        """Sides without a single explanation, in words: what the comparison says of them is said of nothing."""
+        counts = {row.status: {"a": row.a, "b": row.b} for row in self.statuses}
+        failed, scored = counts.get("explanation_failed", {}), counts.get("scored", {})
+        return [
+            f"Every explanation of {side.title} failed; where it is scored, it is scored as an empty one."
+            for side in self.sides
+            if failed.get(side.key) and not scored.get(side.key)
+        ]
+
+    @property
     def primary(self) -> MetricRow:
         """The row of the primary endpoint."""
         return next(row for row in self.rows if row.primary)

@@ -18,7 +18,7 @@ from saeinterp.report.format import listing, markdown_text, number, plural, visi
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Results
-from saeinterp.report.tables import plain_latents, read_table
+from saeinterp.report.tables import plain_latents, read_table, table_sizes
 from saeinterp.report.values import Number
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def render_markdown(results: Results, tables: Path) -> str:
             health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
             grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
             missing=_missing(results),
+            tables=table_sizes(tables),
         )
     )
 

@@ -14,7 +14,7 @@ from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection
 from saeinterp.report.values import Fact, Model, Number, Setting
 
-FORMAT = 4
+FORMAT = 5
 ABSENT = "not known"
 """A configuration value that a side does not have."""
 

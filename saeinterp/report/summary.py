@@ -40,6 +40,8 @@ def _summary(results: Results, count: int) -> str:
     lines = [f"# {line_of(results.title)}", ""]
     for text in headlines(results):
         lines += [f"**{line_of(text, SENTENCE_CHARACTERS)}**", ""]
+    for text in results.explainers.unexplained if results.explainers is not None else ():
+        lines += [f"**{line_of(text)}**", ""]
     sections = [item for item in (results.explainers, results.models, results.interpretability) if item is not None]
     if any(not item.matched for item in sections):
         lines += ["**Unmatched comparison**: the sides differ in more than what is compared.", ""]

@@ -179,7 +179,7 @@ def write_report(
         if explainer_pairs is not None and pairs is not None:
             section = adjusted(section, pairs) if section is not None else None
             shutil.copyfile(explainer_pairs.file("latents.parquet"), tables / "explainers.parquet")
-        models = model_section(model_comparison) if model_comparison is not None else None
+        models = model_section(model_comparison, grades=grades) if model_comparison is not None else None
         associated = _associated(enrichment, tables) if enrichment else None
         titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
         absorption = absorption_of(grades)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from planted_reports import build_world
 
@@ -192,12 +193,16 @@ def test_a_view_refuses_other_hosts(report: Artifact) -> None:
             status, _, body = ask(address, "/results.json", host=host)
             assert status == 421, host
             assert b"format" not in body
-        with socket.socket() as probe:  # other addresses of this machine are not listened on
-            probe.settimeout(5)
-            with contextlib.suppress(OSError):
-                assert probe.connect_ex((socket.gethostbyname(socket.gethostname()), port)) != 0 or (
-                    socket.gethostbyname(socket.gethostname()).startswith("127.")
-                )
+        others = [
+            item.address
+            for items in psutil.net_if_addrs().values()
+            for item in items
+            if item.family == socket.AF_INET and not item.address.startswith("127.")
+        ]
+        for other in others:  # only loopback is listened on
+            with socket.socket() as probe:
+                probe.settimeout(5)
+                assert probe.connect_ex((other, port)) != 0, other
 
 
 def test_a_view_opens_the_browser_and_ends_with_ctrl_c(report: Artifact, root: Path, tmp_path: Path) -> None:
