@@ -15,8 +15,11 @@ from flows.terminal import Root, err, guard, out
 from saeinterp.artifacts import Artifact, ArtifactStore, open_artifact, verify_artifact
 from saeinterp.errors import ConfigError
 
-KINDS = ("report", "explainer-comparison", "explainer-pairs", "model-comparison", "interpretability-comparison",
-         "scorer-agreement", "score-review", "table-review", "health", "grades", "sae", "enrichment")  # fmt: skip
+KINDS = (
+    *("report", "explainer-comparison", "explainer-pairs", "model-comparison", "interpretability-comparison"),
+    *("scorer-agreement", "score-review", "table-review", "health", "grades", "sae", "enrichment", "profiles"),
+)
+"""Kinds of artifacts that an id may leave out."""
 _DIR = "Folder of a report, or its id below the artifact folder, such as report/layer-health-1a2b3c4d."
 
 
@@ -224,7 +227,8 @@ def _neuronpedia(
     )
     if aim.author_id is None:
         yield "Without --author-id the files lack authorId and creatorId, and Neuronpedia's importer needs both."
-    yield "Not written (not in the report, or read by no importer): scores, embeddings, logits, histograms."
+    yield "Not written (not in the report, measured otherwise here, or read by no importer): scores, embeddings, logits,"
+    yield "histograms."
 
 
 def _model_card(places: list[Path], folder: Path, *, licence: str | None, repository: str | None) -> Iterator[str]:

@@ -174,7 +174,7 @@ class _Maker:
                     activity,
                     self._windows,
                     holding=_joined([self._index.windows(token) for token in top_ids[:NEAR_MISS_TOKENS]]),
-                    rivals=_joined([_runs(self._owner[self._entries.rows(rival)]) for rival in near]),
+                    rivals=_joined([_runs(self._owner[self._entries.rows(rival.latent)]) for rival in near]),
                     config=self._config,
                 )
                 shown = [self._text.shown(latent, picks, entries)]

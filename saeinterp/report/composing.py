@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, read_json
+from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, open_artifact, read_json
 from saeinterp.compare import read_explainer_comparison, read_explainer_pairs
 from saeinterp.errors import ArtifactError, ConfigError
 from saeinterp.report.format import listing
@@ -24,7 +24,7 @@ SINGLE: Mapping[str, tuple[str, ...]] = {
     "interpretability": ("interpretability-comparison",),
 }
 """Argument of `write_report` to the kinds of which a report has at most one."""
-KINDS = (*(kind for kinds in SINGLE.values() for kind in kinds), "health", "grades", "sae", "enrichment")
+KINDS = (*(kind for kinds in SINGLE.values() for kind in kinds), "health", "grades", "sae", "enrichment", "profiles")
 """Kinds of artifacts that a report is made of."""
 UNKNOWN = "model not known"
 Sides = dict[str, list[Artifact]]
@@ -34,7 +34,7 @@ def compose(artifacts: Sequence[Artifact], *, title: str | None, store: Artifact
     """The arguments of `write_report` for a report of these artifacts.
 
     A comparison brings what it was made from: the health and SAEs of both models, the associations of both sides, the
-    first pair of a ranking.
+    first pair of a ranking; and the profiles that the store holds of its latents.
 
     Args:
         artifacts: Of the kinds in `KINDS`, of one store.
@@ -83,6 +83,7 @@ def compose(artifacts: Sequence[Artifact], *, title: str | None, store: Artifact
         "saes": saes,
         "grades": grades,
         "enrichment": enrichment,
+        "profiles": _profiles(single["explainer_comparison"], _kind(unique, "profiles"), lineage, store),
         "failures": (),
         "config": {},
     }
@@ -199,6 +200,21 @@ def _of_interpretability(comparison: Artifact | None, models: _Models) -> dict[s
             found[models.free(name, found)] = next(items)
     for item in items:
         found[models.free(models.title(item), found)] = item
+    return found
+
+
+def _profiles(
+    comparison: Artifact | None, given: Sequence[Artifact], lineage: Lineage, store: ArtifactStore
+) -> list[Artifact]:
+    """The given profiles, or those of the example sets that the comparison's latents were scored on."""
+    if given or comparison is None:
+        return list(given)
+    examples = {one.hash for item in lineage.inputs(comparison, "scores") for one in lineage.inputs(item, "examples")}
+    found = []
+    for path in sorted((store.root / "profiles").glob(f"*/{MANIFEST}")):
+        item = open_artifact(path.parent)
+        if any(one.hash in examples for one in lineage.inputs(item, "examples")):
+            found.append(item)
     return found
 
 

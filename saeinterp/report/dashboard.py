@@ -1,6 +1,6 @@
 """`report.html`: one offline file, rendered from `results.json` and the tables beside it.
 
-Every section is plain HTML that needs no script; the table, the drawer and the plots are added to it. The
+Every section is plain HTML that needs no script; the tables, the pages of latents and the plots are added to it. The
 surprising choice: libraries and data lie in the page as gzip + base64, and a Content-Security-Policy admits
 exactly those scripts by their hashes and no connection at all, so a label that says `<script>` stays text
 and a five-megabyte plotly costs two.
@@ -9,10 +9,9 @@ and a five-megabyte plotly costs two.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
+from saeinterp.report.details import Pages, Places
 from saeinterp.report.enrichment_figures import layer_rates, strengths
 from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
 from saeinterp.report.enrichment_tables import GRID_ROWS, grid_payload, plain_rows
@@ -31,7 +31,7 @@ from saeinterp.report.latents import OUTCOMES
 from saeinterp.report.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
 from saeinterp.report.markdown import RETRY
 from saeinterp.report.model_results import LayerDifference, ModelSection
-from saeinterp.report.payload import latent_details, latent_payload
+from saeinterp.report.payload import latent_payload
 from saeinterp.report.results import (
     ABSENT,
     HEALTH_COLUMNS,
@@ -39,6 +39,7 @@ from saeinterp.report.results import (
     LayerTraining,
     Results,
 )
+from saeinterp.report.shards import as_json, nonce, packed
 from saeinterp.report.tables import every_label, plain_latents, read_table
 from saeinterp.report.values import Model, Number
 
@@ -54,7 +55,7 @@ NARROWEST = 0.05
 """Difference axes reach at least so far to both sides, so that nothing small is drawn large."""
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("payload.js", "table.js", "associated.js", "detail.js", "plots.js", "main.js")
+_PARTS = ("payload", "table", "associated", "pages", "examples", "profile", "latent", "plots", "main")
 
 
 def render_dashboard(results: Results, tables: Path) -> str:
@@ -77,20 +78,31 @@ def render_dashboard(results: Results, tables: Path) -> str:
     }
     libraries = {name: item for name, item in embedded.items() if item is not None}
     payload: dict[str, Any] = {"figures": [figure.payload() for figure in plots]}
+    details: dict[str, str] = {}
+    places = None
     if section is not None and latents is not None:
-        payload["latents"] = latent_payload(section, latents)
-        payload["details"] = latent_details(latents, read_table(tables, "examples"))
+        places = Places.of(latents, limit=results.detail_latents)
+        payload["latents"] = latent_payload(section, latents) | places.payload(latents)
+        made = _pages(results, section, latents, tables).chunks(places.chunks)
+        details = {f"details-{place}": packed(as_json(chunk)) for place, chunk in enumerate(made)}
     if associated is not None:
         payload["associated"] = grid_payload(associated)
     # In a scope of its own, so that a name here can never meet a library's.
-    script = '"use strict";\n(() => {\n' + "".join(_asset(name) for name in _SCRIPTS) + "})();\n"
+    script = '"use strict";\n(() => {\n' + "".join(_asset(f"{name}.js") for name in _PARTS) + "})();\n"
     template = _environment(results).get_template("report.html.jinja")
+    admitted = nonce(results.model_dump_json()) if places is not None and places.shards else None
     return template.render(
         r=results,
-        policy=_policy([script, *(item.script for item in libraries.values())]),
+        policy=_policy([script, *(item.script for item in libraries.values())], nonce=admitted),
+        nonce=admitted,
+        left_out=places.note(latents) if places is not None and latents is not None and places.left_out else None,
         style=Markup(_asset("report.css")),
         library_styles=Markup("".join(item.style for item in libraries.values())),
-        packed={"payload": packed(_json(payload)), **{name: packed(item.script) for name, item in libraries.items()}},
+        packed={
+            "payload": packed(as_json(payload)),
+            **details,
+            **{name: packed(item.script) for name, item in libraries.items()},
+        },
         script=Markup(script),
         libraries=[(item.name, Markup(escape(item.licence))) for item in libraries.values()],
         has_grid="lib-tabulator" in libraries,
@@ -135,9 +147,18 @@ def numbers(item: Any, path: str = "") -> list[tuple[str, Number]]:
     return found
 
 
-def packed(text: str) -> Markup:
-    """Text as gzip + base64, the same bytes every time."""
-    return Markup(base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode())
+def shards(results: Results, tables: Path) -> Iterator[tuple[int, dict[int, Any]]]:
+    """The pages of latents that do not fit into the page, by the number of their file."""
+    section, latents = results.explainers, read_table(tables, "latents")
+    if section is None or latents is None:
+        return
+    places = Places.of(latents, limit=results.detail_latents)
+    made = _pages(results, section, latents, tables).chunks([rows for _, rows in places.shards])
+    yield from zip((number for number, _ in places.shards), made, strict=True)
+
+
+def _pages(results: Results, section: ExplainerSection, latents: Mapping[str, list[Any]], tables: Path) -> Pages:
+    return Pages(section, results.pairs, results.profiles, latents, tables)
 
 
 def _environment(results: Results) -> jinja2.Environment:
@@ -169,16 +190,13 @@ def _asset(name: str) -> str:
     return (_HERE / "assets" / name).read_text(encoding="utf-8")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _policy(scripts: Sequence[str]) -> str:
+def _policy(scripts: Sequence[str], *, nonce: str | None) -> str:
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
     )
+    beside = f" 'nonce-{nonce}'" if nonce is not None else ""
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {hashes}{beside}; style-src 'unsafe-inline'; img-src data: blob:; "
         "connect-src 'none'; form-action 'none'; base-uri 'none'"
     )
 

@@ -3,8 +3,8 @@
 Follows its exporter (`utils/neuronpedia-utils/neuronpedia_utils/export-data.py`), its importer
 (`apps/webapp/lib/db/import.ts`) and the tables behind both (`apps/webapp/prisma/schema.prisma`). The surprising choice:
 a column is written only where those three say what it holds and the report knows it. So there are no scores, which no
-importer reads, no embeddings, no logits and no histograms, and the names of explainer types and models, which must be
-known to the instance, are written only when they are given.
+importer reads, no embeddings, no histograms, no logits (ours are less what the mean decoder direction gives), and the
+names of explainer types and models, which must be known to the instance, are written only when they are given.
 """
 
 from __future__ import annotations

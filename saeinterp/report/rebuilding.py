@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, verify_artifact
+from saeinterp.config import ReportConfig
 from saeinterp.errors import ArtifactError, ConfigError, DamagedArtifactError, DataError
 from saeinterp.progress import Progress
 from saeinterp.report.composing import KINDS, SINGLE, compose
@@ -112,6 +113,8 @@ def stored_arguments(report: Artifact, store: ArtifactStore) -> dict[str, Any]:
         "saes": _sides(config.get("saes", ()), named.get("sae", [])),
         "grades": dict(zip(config.get("grades", ()), named.get("grades", []))),
         "enrichment": dict(zip(config.get("enrichment", ()), named.get("enrichment", []))),
+        "profiles": named.get("profiles", []),
+        "detail_latents": config.get("detail_latents", ReportConfig().latents),
         "failures": tuple(Failure.model_validate(item) for item in config.get("failures", ())),
         "config": config.get("config", {}),
     }

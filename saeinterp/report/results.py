@@ -83,6 +83,23 @@ class LayerTraining(Model):
     """Id of the SAE."""
 
 
+class ProfileFacts(Model):
+    """What the profiles of one layer's latents were made from."""
+
+    hookpoint: str = Field(title="Layer")
+    """The layer."""
+    tokens_explain: Number = Field(title="Tokens, explain", description="Tokens on which a latent's tokens are chosen")
+    tokens_score: Number = Field(
+        title="Tokens, score", description="Tokens of other documents, on which they are counted"
+    )
+    nearest_by_chance: Number = Field(
+        title="Nearest by chance",
+        description="Cosine below which a latent's nearest neighbour lies in 95% of random dictionaries of that shape",
+    )
+    source: str
+    """Id of the profiles."""
+
+
 class Failure(Model):
     """A step that did not finish: what a flow hands over instead of an artifact."""
 
@@ -155,6 +172,10 @@ class Results(Model):
     """Two models by the latents that go with tokens."""
     enrichment: EnrichmentSection | None = None
     """Which latents of each model go with which tokens."""
+    profiles: tuple[ProfileFacts, ...] = ()
+    """How the latents' profiles were made, per layer."""
+    detail_latents: int = 0
+    """Latents whose examples and verdicts can be opened in the page."""
     layers: tuple[LayerHealth, ...]
     """Layer health, one row per SAE and text."""
     grades: GradeSection | None = None

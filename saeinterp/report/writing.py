@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from saeinterp.artifacts import TIMING, Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
 from saeinterp.compare.interpretability_sides import read_associated
-from saeinterp.config import recipe_of
+from saeinterp.config import ReportConfig, recipe_of
 from saeinterp.progress import Progress, silent
 from saeinterp.report.collect import (
     curve_rows,
@@ -29,7 +29,7 @@ from saeinterp.report.collect import (
     timing_rows,
     titles_of,
 )
-from saeinterp.report.dashboard import render_dashboard
+from saeinterp.report.dashboard import render_dashboard, shards
 from saeinterp.report.enrichment import enrichment_section
 from saeinterp.report.enrichment_results import EnrichmentSection
 from saeinterp.report.enrichment_tables import associated_latents, rate_rows
@@ -42,15 +42,17 @@ from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
 from saeinterp.report.pairs import adjusted, pairs_section
+from saeinterp.report.profile_pages import profile_facts, profile_table
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.sampling import variance_rows
 from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
+from saeinterp.report.shards import write_shards
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 5
+VERSION = 6
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -70,6 +72,8 @@ def write_report_recipe(
     review: Ref | None = None,
     enrichment: Mapping[str, Ref] = NONE,
     interpretability: Ref | None = None,
+    profiles: Sequence[Ref] = (),
+    detail_latents: int = ReportConfig().latents,
 ) -> Recipe:
     """The recipe of a report.
 
@@ -90,6 +94,8 @@ def write_report_recipe(
         enrichment: Model title to its `enrichment` artifact, where latents were associated with tokens; a control with
             random weights is a model of its own.
         interpretability: What `compare_interpretability` makes, where two models were compared so.
+        profiles: What `describe_latents` makes of the latents that are explained, one per layer.
+        detail_latents: Latents whose examples can be opened in the report.
     """
     parts = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
     given = [item for item in parts if item is not None]
@@ -109,10 +115,12 @@ def write_report_recipe(
             "review": review is not None,
             "enrichment": list(enrichment),
             "interpretability": interpretability is not None,
+            "profiles": len(profiles),
+            "detail_latents": detail_latents,
             "failures": [failure.model_dump() for failure in failures],
             "config": _values(config),
         },
-        inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values()),
+        inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values(), *profiles),
     )
 
 
@@ -132,9 +140,13 @@ def write_report(
     review: Artifact | None = None,
     enrichment: Mapping[str, Artifact] = NONE,
     interpretability: Artifact | None = None,
+    profiles: Sequence[Artifact] = (),
+    detail_latents: int = ReportConfig().latents,
     progress: Progress | None = None,
 ) -> Artifact:
     """Write `report.md`, `report.html`, `results.json`, its schema and `tables/*.parquet`; arguments as of the recipe.
+
+    Pages of latents for which `report.html` has no room are written to `latents/*.js`.
 
     Wall times and hosts go into `timing.parquet` (artifact, seconds, at, host) and nowhere else.
 
@@ -157,6 +169,8 @@ def write_report(
         review=review,
         enrichment=enrichment,
         interpretability=interpretability,
+        profiles=profiles,
+        detail_latents=detail_latents,
     )
 
     def write(space: Workspace) -> None:
@@ -164,7 +178,7 @@ def write_report(
         lineage = Lineage(store)
         given = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
         roots = [item for item in given if item is not None]
-        roots += [*_flat(health), *_flat(saes), *grades.values(), *enrichment.values()]
+        roots += [*_flat(health), *_flat(saes), *grades.values(), *enrichment.values(), *profiles]
         tables = space.out / "tables"
         tables.mkdir()
         latents = None
@@ -175,6 +189,8 @@ def write_report(
             write_table(tables, "latents", latents)
             if (examples := example_table(explainer_comparison, lineage)) is not None:
                 write_table(tables, "examples", examples)
+            if profiles:
+                write_table(tables, "profiles", profile_table(profiles))
         pairs = pairs_section(explainer_pairs, lineage) if explainer_pairs is not None else None
         if explainer_pairs is not None and pairs is not None:
             section = adjusted(section, pairs) if section is not None else None
@@ -201,6 +217,8 @@ def write_report(
             models=models,
             interpretability=interpretability_section(interpretability) if interpretability is not None else None,
             enrichment=associated,
+            profiles=profile_facts(profiles),
+            detail_latents=detail_latents,
             layers=layers,
             grades=grade_section(grades, review=review),
             scores_table=scores_table(review, store),
@@ -231,11 +249,12 @@ def write_report(
 
 
 def render(folder: Path) -> None:
-    """Write `report.md`, `report.html` and `results.schema.json` from `results.json` and `tables/` beside them."""
+    """Write `report.md`, `report.html` with its shards, and `results.schema.json` from the results and tables there."""
     results = Results.model_validate(read_json(folder / "results.json"))
     write_json(folder / "results.schema.json", results_schema())
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
+    write_shards(folder, shards(results, folder / "tables"))
 
 
 def _values(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:

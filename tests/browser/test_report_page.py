@@ -166,7 +166,7 @@ def test_the_row_detail_opens_by_keyboard_steps_and_gives_the_focus_back(visit: 
     page.keyboard.press("Enter")
     drawer = page.locator("dialog[open]")
     expect(drawer.locator("h2")).to_have_text("L5_F108")
-    expect(page).to_have_url(re.compile("#latent=L5_F108$"))
+    expect(page).to_have_url(re.compile("#L5_F108$"))
     assert drawer.locator("tbody tr:not(.band-row)").count() >= 35
     expect(drawer.locator(".pair")).to_contain_text("Loop statements and iteration")
     page.keyboard.press("ArrowRight")
@@ -259,7 +259,7 @@ def test_only_wrong_or_missing_verdicts_can_be_shown(visit: Visit) -> None:
 
 def test_a_link_to_a_latent_opens_it(browser: Any, report: Artifact) -> None:
     page = browser.new_page()
-    page.goto(report.file("report.html").as_uri() + "#latent=L15_F11")
+    page.goto(report.file("report.html").as_uri() + "#L15_F11")
     expect(page.locator("dialog[open] h2")).to_have_text("L15_F11")
     page.close()
 

@@ -4,7 +4,7 @@ async function makeAssociated(data) {
   const grid = byId("associated-grid");
   const plain = (cell) => element("span", {}, String(cell.getValue() ?? "–"));
   const shown = (field) => (cell) => {
-    const [text, bounds] = cell.getData()[`${field}_text`].split(/ (?=\[)/);
+    const [text, bounds] = data.columns[`${field}_text`][cell.getData().index].split(/ (?=\[)/);
     return element("span", {}, text, bounds ? element("span", { class: "ci" }, bounds) : null);
   };
   const missingLast = (a, b, _x, _y, _column, direction) => {
@@ -23,7 +23,7 @@ async function makeAssociated(data) {
     field, title, formatter: shown(field), sorter: missingLast, hozAlign: "right", headerHozAlign: "right", width: 120,
     headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: atLeast, headerSortStartingDir: "desc", ...extra,
   });
-  const rows = latentRows(data.columns);
+  const rows = tableRows(data.columns);
   const table = new Tabulator(grid, {
     data: rows, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
     columnDefaults: { resizable: false }, downloadRowRange: "active", height: rows.length > 14 ? "38rem" : false, autoResize: false,

@@ -2,13 +2,18 @@
 
 const byId = (id) => document.getElementById(id);
 
+async function gunzip(base64) {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
 async function inflate(id) {
   const holder = byId(id);
   if (!holder) return null;
-  const bytes = Uint8Array.from(atob(holder.textContent.trim()), (c) => c.charCodeAt(0));
+  const base64 = holder.textContent.trim();
   holder.remove();
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).text();
+  return gunzip(base64);
 }
 
 /* A library runs as an inline script, which the page's policy admits by its hash alone. */

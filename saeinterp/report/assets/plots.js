@@ -12,19 +12,36 @@ function theme() {
     },
     axis,
     line: token("--ink-3"),
+    heat: [[0, token("--sunk")], [1, token("--heat")]],
   };
 }
 
-function draw(figure, holder) {
-  const { layout, axis, line } = theme();
+/* A mark stands for a row of the latent table, and is where that row's values are. */
+function placed(trace, latents) {
+  const { id, value_a, value_b, value_a_text, value_b_text } = latents.columns;
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // plotly reads some tags in texts
+  return {
+    ...trace,
+    x: trace.customdata.map((row) => value_a[row]),
+    y: trace.customdata.map((row) => value_b[row]),
+    text: trace.customdata.map((row) => plain(`${id[row]}`) + `<br>A ${value_a_text[row]}<br>B ${value_b_text[row]}`),
+  };
+}
+
+function draw(figure, holder, latents) {
+  const { layout, axis, line, heat } = theme();
+  const data = figure.data.map((trace) => {
+    if (trace.type === "heatmap") return { ...trace, colorscale: heat };
+    return figure.linked ? placed(trace, latents) : trace;
+  });
   const merged = { ...figure.layout, ...layout, legend: { ...figure.layout.legend } };
   for (const name of ["xaxis", "yaxis"]) merged[name] = { ...figure.layout[name], ...axis };
   merged.shapes = (figure.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: line } }));
   holder.replaceChildren();
-  return Plotly.react(holder, figure.data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+  return Plotly.react(holder, data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
 }
 
-function makePlots(figures, openDetail) {
+function makePlots(figures, latents, openDetail) {
   const holders = new Map(figures.map((figure) => [byId(`plot-${figure.id}`), figure]).filter(([holder]) => holder));
   let active = null;
   let loading = null;
@@ -34,10 +51,13 @@ function makePlots(figures, openDetail) {
     loading ??= library("lib-plotly");
     if (!(await loading)) return;
     const figure = holders.get(holder);
-    await draw(figure, holder);
+    await draw(figure, holder, latents);
     drawn.add(holder);
     if (figure.linked) {
-      holder.on("plotly_click", (event) => openDetail(event.points[0].customdata));
+      holder.on("plotly_click", (event) => {
+        const mark = event.points.find((point) => point.data.customdata);
+        if (mark) openDetail(mark.customdata);
+      });
       dim(holder, figure);
     }
   }
@@ -46,6 +66,7 @@ function makePlots(figures, openDetail) {
   function dim(holder, figure) {
     if (!active) return;
     figure.data.forEach((trace, index) => {
+      if (!trace.customdata) return;
       const points = trace.customdata.map((latent, place) => [latent, place]).filter(([latent]) => active.has(latent)).map(([, place]) => place);
       Plotly.restyle(holder, { selectedpoints: [points.length === trace.customdata.length ? null : points] }, [index]);
     });
@@ -60,7 +81,7 @@ function makePlots(figures, openDetail) {
   }, { rootMargin: "600px" });
   holders.forEach((_figure, holder) => watcher.observe(holder));
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder)));
+  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder, latents)));
   return {
     filter(indices) {
       active = indices;

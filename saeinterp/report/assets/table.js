@@ -1,8 +1,8 @@
-/* The latent table: Tabulator over the payload's columns. Cells show text that Python formatted; sorting and
-   filtering use the raw values beside it. */
+/* The latent table: Tabulator over the payload's columns. Cells show text that Python formatted, looked up in the
+   columns by the row's index; sorting and filtering use the raw values, which alone are copied into rows. */
 
-function latentRows(columns) {
-  const names = Object.keys(columns);
+function tableRows(columns) {
+  const names = Object.keys(columns).filter((name) => !name.endsWith("_text"));
   return columns.id.map((_, index) => {
     const row = { index };
     for (const name of names) row[name] = columns[name][index];
@@ -14,13 +14,13 @@ async function makeTable(data, openDetail) {
   const narrow = matchMedia("(max-width: 40rem)").matches;
   /* "0.684 [0.551, 0.846]": the interval goes below the number. */
   const shown = (field) => (cell) => {
-    const [text, bounds] = cell.getData()[`${field}_text`].split(/ (?=\[)/);
+    const [text, bounds] = data.columns[`${field}_text`][cell.getData().index].split(/ (?=\[)/);
     return element("span", {}, text, bounds ? element("span", { class: "ci" }, bounds) : null);
   };
-  const widest = Math.max(...data.columns.delta.map((value) => Math.abs(value ?? 0))) || 1;
+  const widest = data.columns.delta.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0) || 1;
   const delta = (cell) => {
     const value = cell.getValue();
-    const text = cell.getData().delta_text;
+    const text = data.columns.delta_text[cell.getData().index];
     if (value === null) return element("span", {}, text);
     const share = 50 * Math.abs(value) / widest;
     const ends = value < 0 ? [50 - share, 50] : [50, 50 - share];
@@ -64,11 +64,11 @@ async function makeTable(data, openDetail) {
     measure("density", "Density", { width: 104, visible: !narrow }),
     {
       field: "status", title: "Status", width: 150, responsive: 3, headerFilter: "list", headerFilterParams: options("status"), headerFilterPlaceholder: "any", headerFilterFunc: "=",
-      formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getData().status_text),
+      formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getValue().replaceAll("_", " ")),
     },
   ].filter((column) => data.columns[column.field] !== undefined);
 
-  const rows = latentRows(data.columns);
+  const rows = tableRows(data.columns);
   let stop = 0; // the one row that Tab reaches
   const table = new Tabulator(byId("latent-grid"), {
     data: rows, columns, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
