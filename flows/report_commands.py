@@ -227,8 +227,8 @@ def _neuronpedia(
     )
     if aim.author_id is None:
         yield "Without --author-id the files lack authorId and creatorId, and Neuronpedia's importer needs both."
-    yield "Not written (not in the report, measured otherwise here, or read by no importer): scores, embeddings, logits,"
-    yield "histograms."
+    yield "Not written (not in the report, measured otherwise here, or read by no importer): scores, embeddings,"
+    yield "logits, histograms."
 
 
 def _model_card(places: list[Path], folder: Path, *, licence: str | None, repository: str | None) -> Iterator[str]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_reports import CONTROL, SUBJECT, World
+from planted_profiles import plant_profiles
+from planted_reports import CONTROL, SUBJECT, World, build_world, put
 
-from saeinterp.artifacts import Artifact, open_artifact, verify_artifact
+from saeinterp.artifacts import Artifact, ArtifactStore, Workspace, open_artifact, verify_artifact
 from saeinterp.errors import ArtifactError, ConfigError, DamagedArtifactError, DataError
-from saeinterp.report import Results, rebuild
+from saeinterp.report import Results, rebuild, write_report
 
 from .conftest import Report, read_report
 
@@ -150,3 +151,25 @@ def test_nothing_is_written_over_or_into_an_artifact(world: World, report: Repor
         rebuild([report.artifact], out=tmp_path)
     with pytest.raises(ConfigError, match="never changes"):
         rebuild([report.artifact], out=report.artifact.path / "again")
+
+
+def test_profiles_of_the_compared_latents_come_along(tmp_path: Path) -> None:
+    world = build_world(ArtifactStore(tmp_path / "runs"), control=False, graded=False, hookpoints=("layers.5",))
+    assert world.explainers is not None
+    drawn = plant_profiles(world)[0]
+    examples = next(open_artifact(path) for path in (world.store.root / "examples").iterdir())
+
+    def write(space: Workspace) -> None:
+        for name in ("profiles.parquet", "profiles.json"):
+            shutil.copyfile(drawn.file(name), space.out / name)
+
+    profiles = put(world.store, "profiles", "layers.5", write, examples, world.saes[SUBJECT][0], real=True)
+    shutil.rmtree(drawn.path)
+    first = write_report(**world.arguments(profiles=[profiles], detail_latents=3))
+    edited(first, version=1)
+    made = rebuild([first])
+    assert read_report(world, open_artifact(made.folder)).results.detail_latents == 3
+    anew = rebuild([world.explainers], title="Anew")
+    found = read_report(world, open_artifact(anew.folder)).results
+    assert [facts.source for facts in found.profiles] == [profiles.id]
+    assert (anew.folder / "tables" / "profiles.parquet").exists()
