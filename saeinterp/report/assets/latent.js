@@ -42,6 +42,7 @@ function makeLatentPage(data, page) {
     const side = detail?.profile ? profilePanels(detail.profile, (id) => rows.get(id), (row) => show(row)) : [];
     parts.push(side.length ? element("div", { class: "columns" }, element("div", {}, ...main), element("div", { class: "side" }, ...side)) : element("div", {}, ...main));
     body.replaceChildren(...parts);
+    reachable(body);
   }
 
   async function show(index) {

@@ -27,6 +27,10 @@ async function start() {
   if (payload.associated && (await grids)) await makeAssociated(payload.associated);
   const plots = makePlots(payload.figures, payload.latents, openDetail);
   table?.onFilter((indices) => plots.filter(indices));
+  const stops = () => reachable(document);
+  stops();
+  addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true); // a part that opens may scroll
   document.documentElement.dataset.ready = "true";
 }
 

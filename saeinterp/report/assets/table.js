@@ -79,6 +79,7 @@ async function makeTable(data, openDetail) {
       const node = row.getElement();
       node.tabIndex = row.getData().index === stop ? 0 : -1;
       node.dataset.index = row.getData().index;
+      cellOf(node);
     },
   });
 
@@ -103,6 +104,7 @@ async function makeTable(data, openDetail) {
   let held = null;
   table.on("renderStarted", () => { held = document.activeElement.closest?.("#latent-grid .tabulator-row")?.dataset.index ?? null; });
   table.on("renderComplete", () => {
+    if (narrow) byId("latent-grid").querySelectorAll(".tabulator-row").forEach(cellOf);
     if (held !== null && document.activeElement === document.body) table.getRow(Number(held))?.getElement().focus({ preventScroll: true });
   });
   table.on("dataFiltered", () => requestAnimationFrame(announce));
@@ -171,6 +173,11 @@ function holdStillWhilePressed(table) {
   /* The click follows its pointerup within the same frame. */
   addEventListener("pointerup", () => requestAnimationFrame(release), true);
   for (const type of ["pointercancel", "contextmenu", "blur"]) addEventListener(type, release);
+}
+
+/* The columns that a narrow row folds below itself are one more cell of it. */
+function cellOf(row) {
+  row.querySelector(".tabulator-responsive-collapse")?.setAttribute("role", "gridcell");
 }
 
 /* Fit the columns and rows to a new width; a table that is out of sight (as in print) has none and waits. */
