@@ -227,7 +227,10 @@ def _held(folder: Path, layout: str, rows: Sequence[Row]) -> str | None:
     """The title of the SAE that a folder holds: by the hash of its weights, or by the hookpoint it records."""
     if layout == "sparsify":
         digest = file_sha256(folder / WEIGHTS)
-        return next((row.training.title for row in rows if row.digest == digest), None)
+        same = [row.training for row in rows if row.digest == digest]
+        # Layers that pass activations on unchanged have equal SAEs.
+        named = [item for item in same if item.hookpoint == folder.name]
+        return next((item.title for item in [*named, *same]), None)
     assert (folder / SAE_LENS_WEIGHTS).exists()
     metadata = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("metadata", {})
     at = [row.training.title for row in rows if row.training.hookpoint == metadata.get("hookpoint")]

@@ -48,7 +48,8 @@ def test_what_is_not_known_is_left_out_above_and_said_below(world: World, tmp_pa
     assert head["library_name"] == "saeinterp"
     assert "sparse-autoencoder" in head["tags"]
     assert {"license", "base_model", "datasets"} & head.keys() == set()
-    assert "Its id on the hub is not recorded." in text
+    assert "SmolLM2-135M-Instruct, 30 layers, width 576, run in bfloat16. Its id on the hub is not recorded." in text
+    assert str(world.store.root) not in text
     assert "Not stated." in text
     assert "This folder holds no SAE yet" in text
 
@@ -106,6 +107,7 @@ def test_folders_of_the_release_are_named_with_the_lines_that_load_them(
     convert(sae.path, out / "lens" / "layers.3", "sae-lens", hookpoint="layers.3")
     text = write_model_card([sae], out, store=store, repository="me/saes").read_text(encoding="utf-8")
     assert "| `layers.3` | sparsify | layers.3 |" in text
+    assert str(tmp_path) not in text
     assert "| `lens/layers.3` | sae-lens | layers.3 |" in text
     assert 'SparseCoder.load_from_hub("me/saes", hookpoint="layers.3")' in text
     assert 'SAE.from_pretrained("me/saes", "lens/layers.3")' in text
