@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 from dataclasses import dataclass, field
@@ -129,12 +131,32 @@ def check_page(html: str, folder: Path) -> Walker:
         assert not NO_NUMBER.search(text), text[:300]
     explained = results["explainers"]
     if (latents := _table(folder, "latents")) is not None:
+        latents = latents.with_columns(pl.col("status").str.replace_all("_", " "))
         title = explained["metric_title"]
         known = {**LATENTS, f"{title} A": ("value_a", "score"), f"{title} B": ("value_b", "score")}
         assert _matched(page, latents, "Latent", known) > 0
     if (associated := _table(folder, "associated")) is not None:
         assert _matched(page, associated, "Latent", ASSOCIATED) > 0
     return page
+
+
+def check_payload(html: str, folder: Path) -> int:
+    """Hold the columns of the sortable table against the file's rows; returns how many cells were compared."""
+    latents = _table(folder, "latents")
+    if latents is None:
+        return 0
+    packed = re.search(r'<script type="application/gzip;base64" id="payload">([^<]*)</script>', html)
+    assert packed is not None
+    columns = json.loads(gzip.decompress(base64.b64decode(packed[1])))["latents"]["columns"]
+    rows = {(row["hookpoint"], row["id"]): row for row in latents.iter_rows(named=True)}
+    assert len(rows) == len(columns["id"]) == len(latents)
+    styles: dict[str, Style] = {"value_a": "score", "value_b": "score", "delta": "difference", "density": "rate"}
+    for place, key in enumerate(zip(columns["hookpoint"], columns["id"])):
+        for name, style in styles.items():
+            value = rows[key][name]
+            assert columns[name][place] == value, (key, name)
+            assert columns[f"{name}_text"][place].split(" [")[0] == number(value, style), (key, name)
+    return len(rows) * len(styles)
 
 
 def check_markdown(text: str) -> None:
@@ -191,4 +213,4 @@ def _matched(page: Walker, table: pl.DataFrame, key: str, known: dict[str, tuple
 def _text(value: Any, style: Style | None) -> str:
     if style is not None:
         return number(value, style)
-    return "—" if value is None or value == "" else visible(str(value)).replace("_", " ").strip()
+    return "—" if value is None or value == "" else visible(str(value)).strip()

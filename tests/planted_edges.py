@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import planted_reports as planted
-from planted_reports import THEMES, build_world, put
+from planted_enrichment import planted_side
+from planted_reports import THEMES, World, build_world, put
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Workspace, read_json, write_json
-from saeinterp.compare import compare_explainers
+from saeinterp.compare import compare_explainers, compare_interpretability
 from saeinterp.config import ComparisonConfig
 from saeinterp.report import Failure
 from saeinterp.report.lineage import Lineage
@@ -118,6 +119,33 @@ def scripts(store: ArtifactStore) -> dict[str, Any]:
     return world.arguments(title="כל הכתבים 🙂")
 
 
+def three_explainers(store: ArtifactStore) -> dict[str, Any]:
+    """A ranking of three explainers, judged twice."""
+    world = build_world(store, third=True, second_scorer=True, control=False, hookpoints=(POINT,))
+    return world.arguments(title="Three explainers, two scorers")
+
+
+def several_seeds(store: ArtifactStore) -> dict[str, Any]:
+    """A model and its control on two datasets, with two SAE trainings per layer."""
+    world = build_world(store, compare=False, hookpoints=(POINT,), datasets=("held-out", "squad"), seeds=(0, 1))
+    return world.arguments(title="Two datasets, two seeds")
+
+
+def tokens_of_two_models(store: ArtifactStore) -> dict[str, Any]:
+    """Latents and tokens of two models, compared."""
+    sides = {"Small": planted_side(store, "Small"), "Other": planted_side(store, "Other", bound=0.25)}
+    made = compare_interpretability(
+        [sides["Small"]],
+        [sides["Other"]],
+        controls={},
+        config=ComparisonConfig(),
+        names=("Small", "Other"),
+        store=store,
+    )
+    arguments = World(store).arguments(title="Latents and tokens of two models")
+    return {**arguments, "enrichment": sides, "interpretability": made}
+
+
 EDGES = {
     build.__name__: build
     for build in (
@@ -129,5 +157,8 @@ EDGES = {
         missing_metrics,
         many_saes,
         scripts,
+        three_explainers,
+        several_seeds,
+        tokens_of_two_models,
     )
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from page_walker import check_markdown, check_page
+from page_walker import check_markdown, check_page, check_payload
 from planted_edges import EDGES, SCRIPTS
 from planted_reports import World
 
@@ -39,6 +39,7 @@ def test_every_number_is_as_stored_and_nothing_reads_nan_or_none(edge: Written, 
     report = edge(name)
     page = check_page(report.html, report.artifact.path)
     assert len(page.numbers) > 10
+    assert (check_payload(report.html, report.artifact.path) > 0) is (report.results.explainers is not None)
     check_markdown(report.markdown)
     check_markdown(summary_markdown(report.results))
     assert write_csv(report.artifact.path, tmp_path)
