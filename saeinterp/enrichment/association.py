@@ -56,10 +56,11 @@ def associate(
     Returns:
         The pairs with p <= 0.05, by latent and token (column indices); its attribute `family` is the number of pairs
         that q is adjusted over. `a` to `d`: samples with both, latent alone, token alone, neither; `a_first` to
-        `d_first`: the same of the first half. `p_value`, `log10_p`, `mid_p` (robust); `q_value` (null outside of the family, an upper bound above 0.05); `latent_q`
-        (robust: Simes over the latent's tokens, then over latents); `p_effect`, `q_effect` of an odds ratio above 2,
-        where q <= 0.05; effect sizes as in `saeinterp.enrichment.tables.describe`. `kept`: by the preset. `replicated`:
-        significant by the preset's rule in one half of the samples and p <= 0.05 in the other.
+        `d_first`: the same of the first half. `p_value`, `log10_p`, `mid_p` (robust); `q_value` (null outside of the
+        family, an upper bound above 0.05); `latent_q` (robust: Simes over the latent's tokens, then over latents);
+        `p_effect`, `q_effect` of an odds ratio above 2, where q <= 0.05; effect sizes as in
+        `saeinterp.enrichment.tables.describe`. `kept`: by the preset. `replicated`: significant by the preset's rule in
+        one half of the samples and p <= 0.05 in the other.
 
     Raises:
         ConfigError: Another preset.
@@ -125,9 +126,7 @@ def _rules(
     raise ConfigError("unknown", field="preset", got=preset, expected=" or ".join(get_args(Preset)))
 
 
-def _frame(
-    verdicts: RobustRules | PublishedRules, pairs: Pairs, limits: Limits, incidence: Incidence
-) -> Associations:
+def _frame(verdicts: RobustRules | PublishedRules, pairs: Pairs, limits: Limits, incidence: Incidence) -> Associations:
     samples = limits.margins.samples
     tables = Tables.of(pairs, limits.margins)
     log_p, of_table, of_pair = verdicts.columns(pairs, tables)

@@ -71,6 +71,16 @@ class TopLatent(Model):
     """Samples with both, latent alone, token alone, neither."""
 
 
+class PairFacts(Model):
+    """How many pairs of latent and token one model has under one set of rules."""
+
+    side: str = Field(title="Model")
+    listed: Number = Field(title="Pairs listed", description="Those with p at most 0.05")
+    kept: Number = Field(title="Pairs kept")
+    level: Number = Field(title="Level", description="The largest p at which a pair counts")
+    level_name: str
+
+
 class PresetSection(Model):
     """One set of rules applied to every model."""
 
@@ -81,6 +91,7 @@ class PresetSection(Model):
     kinds: tuple[KindRow, ...]
     top: tuple[TopLatent, ...]
     findings: tuple[str, ...]
+    pairs: tuple[PairFacts, ...] = ()
 
     @property
     def by_scope(self) -> list[tuple[str, list[RateRow]]]:
