@@ -155,18 +155,18 @@ class Explorer:
         chance: Mapping[tuple[str, str, str, int | None], str],
     ) -> Detail:
         side, latent = key
+        presets = {preset.preset: preset.title for preset in self._section.presets}
+        # Whatever pair it is of, what is about the latent alone is the same.
+        some = next(row for preset in presets for row in pairs.get((side, preset, latent), ()))
         rules = []
-        some: dict[str, Any] = {}
-        for preset in self._section.presets:
-            name = (side, preset.preset, latent)
-            mine, label = pairs.get(name, []), next(iter(labels.get(name, [])), None)
-            some = some or next(iter(mine), {})
-            place = (side, preset.preset, some.get("layer", ""), some.get("position"))
+        for preset, title in presets.items():
+            mine = pairs.get((side, preset, latent), [])
+            label = next(iter(labels.get((side, preset, latent), [])), None)
             rules.append(
                 {
-                    "title": preset.title,
-                    "name": preset.preset,
-                    "chance": chance.get(place, ""),
+                    "title": title,
+                    "name": preset,
+                    "chance": chance.get((side, preset, some["layer"], some["position"]), ""),
                     "pairs": [_pair(row) for row in mine],
                     **_label(label, mine),
                 }
