@@ -24,7 +24,7 @@ from saeinterp.report.details import Pages, Places
 from saeinterp.report.enrichment_figures import layer_rates
 from saeinterp.report.enrichment_pages import Explorer
 from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
-from saeinterp.report.enrichment_tables import GRID_ROWS
+from saeinterp.report.enrichment_tables import GRID_ROWS, plain_rows
 from saeinterp.report.enrichment_volcano import volcanoes
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
@@ -113,7 +113,8 @@ def render_dashboard(results: Results, tables: Path) -> str:
         tabulator_install=TABULATOR_INSTALL,
         latents=plain_latents(latents, PLAIN_ROWS) if latents is not None else [],
         latent_count=len(latents["id"]) if latents is not None else 0,
-        associated=explorer.plain(PLAIN_ROWS) if explorer is not None else [],
+        associated=plain_rows(explorer.columns, PLAIN_ROWS) if explorer is not None else [],
+        pages=explorer.pages if explorer is not None else {},
         grid_rows=GRID_ROWS,
         tokens_left_out=explorer.note if explorer is not None else None,
         has_pages=latents is not None or (explorer is not None and bool(explorer.pages)),

@@ -15,7 +15,7 @@ import polars as pl
 
 from saeinterp.report.details import Detail, Places, in_batches
 from saeinterp.report.enrichment_results import EnrichmentSection
-from saeinterp.report.enrichment_tables import Columns, grid_payload, odds_text, plain_rows
+from saeinterp.report.enrichment_tables import Columns, grid_payload, odds_text
 from saeinterp.report.enrichment_tokens import token_parts
 from saeinterp.report.format import number, plural, visible
 from saeinterp.report.shards import as_json, packed
@@ -109,11 +109,6 @@ class Explorer:
         """The pages for which the report has no room, by the number of their file."""
         made = in_batches([rows for _, rows in self._places.shards], self._make)
         yield from zip((place for place, _ in self._places.shards), made, strict=True)
-
-    def plain(self, limit: int) -> list[dict[str, Any]]:
-        """The first rows for pages without scripts, with the number of each latent's page."""
-        rows = plain_rows(self.columns, limit)
-        return [{**row, "page": self.pages.get((row["side"], row["id"]))} for row in rows]
 
     def _where(self) -> dict[Key, str]:
         scan = pl.scan_parquet(self._tables / "pairs.parquet")
