@@ -65,7 +65,7 @@ async function makeAssociated(data, open) {
       words("token", "Token", { minWidth: 96, responsive: 0 }),
       choice("layer", "Layer", { width: 96, visible: !narrow }),
       choice("position", "Slot", { width: 84, visible: !narrow }),
-      measure("odds_ratio", "Odds ratio", { width: narrow ? 120 : 140, responsive: 0 }),
+      measure("odds_ratio", "Odds ratio", { width: narrow ? 132 : 140, responsive: 0 }),
       measure("q_value", "q", { headerFilterPlaceholder: "≤", headerFilterFunc: atMost, headerSortStartingDir: "asc", width: 84, visible: !narrow }),
       measure("mcc", "MCC", { width: 92 }),
       choice("replicated", "Replicated", { width: 128, visible: !narrow }),
