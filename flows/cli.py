@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel
 
 import saeinterp
+from flows import report_commands
 from flows.import_commands import app as import_app
 from flows.sae_commands import app as sae_app
 from flows.terminal import BAD_USAGE, COMPLETED, FAILED, Root, complain, err, guard, out
@@ -153,6 +154,10 @@ def presets() -> None:
     for path in preset_files():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         out.print(f"{path.stem:<24} {first}", markup=False)
+
+
+for command in (report_commands.report, report_commands.view, report_commands.export):
+    app.command()(command)
 
 
 def preset_files() -> list[Path]:

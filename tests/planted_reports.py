@@ -54,6 +54,7 @@ class World:
     failing_explanations: bool = True
     probabilities: bool = True
     hostile_reply: str | None = None
+    hostile_name: str | None = None
     health: dict[str, list[Artifact]] = field(default_factory=dict)
     saes: dict[str, list[Artifact]] = field(default_factory=dict)
     datasets: Sequence[str | None] = (None,)
@@ -314,7 +315,7 @@ def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifa
                 world.store,
                 "explanations",
                 f"{name.lower().replace(' ', '-')}-{hookpoint}",
-                _write_explanations(labels, name),
+                _write_explanations(labels, world.hostile_name or name if side == "a" else name),
                 examples,
                 subject,
                 sae,

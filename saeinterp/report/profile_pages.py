@@ -78,17 +78,24 @@ def profile_page(row: Mapping[str, Any], latent_id: str, facts: ProfileFacts) ->
                 row["logit_histogram"],
                 row["logit_low"],
                 row["logit_high"],
-                "Logits of the whole vocabulary: decoder direction, less the mean direction, through the unembedding.",
+                "Logits of the whole vocabulary: decoder direction, less the mean direction, through the unembedding. "
+                "· is a space.",
             ),
-            "up": [[visible(item["token"]), number(item["logit"], "plain")] for item in row["promoted"]],
-            "down": [[visible(item["token"]), number(item["logit"], "plain")] for item in row["suppressed"]],
+            "up": [[spaced(item["token"]), number(item["logit"], "plain")] for item in row["promoted"]],
+            "down": [[spaced(item["token"]), number(item["logit"], "plain")] for item in row["suppressed"]],
         },
         "neighbours": [_neighbour(item, latent_id, facts.nearest_by_chance) for item in row["neighbours"]],
         "neighbours_note": _chance_note(facts.nearest_by_chance),
         "tokens": [_token(item) for item in row["tokens"]],
         "tokens_note": "Chosen on the text shown to the explainers, counted on the other half of the documents. "
-        f"There it fires on {number(row['density_score'], 'rate')} of all tokens: by chance it would on any of them.",
+        f"There it fires on {number(row['density_score'], 'rate')} of all tokens: by chance it would on any of them. "
+        "· is a space.",
     }
+
+
+def spaced(token: str) -> str:
+    """A token by itself: its spaces as dots, since one at the end of a cell cannot be seen."""
+    return visible(token).replace(" ", "·")
 
 
 def _bars(counts: Sequence[int], low: float, high: float, caption: str) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _token(item: Mapping[str, Any]) -> list[str]:
     rate = item["fired"] / item["seen"] if item["seen"] else None
     counts = f"{number(item['fired'], 'count')} of {number(item['seen'], 'count')}"
     return [
-        visible(item["token"]),
+        spaced(item["token"]),
         joined(rate, item["low"], item["high"], style="share"),
         f"{counts} in {plural(item['documents'], 'document')}",
         number(item["share"], "share"),

@@ -47,13 +47,14 @@ from saeinterp.report.pairs import adjusted, pairs_section
 from saeinterp.report.profile_pages import profile_facts, profile_table
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.sampling import variance_rows
+from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.shards import PAIRS, write_shards
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 6
+VERSION = 7
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -66,7 +67,7 @@ def write_report_recipe(
     health: Mapping[str, Sequence[Ref]],
     saes: Mapping[str, Sequence[Ref]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     explainer_pairs: Ref | None = None,
     scorer_agreement: Ref | None = None,
     grades: Mapping[str, Ref] = NONE,
@@ -88,7 +89,8 @@ def write_report_recipe(
         health: Model title to its `health` artifacts, in the order of the report.
         saes: Model title to its `sae` artifacts.
         failures: Steps that did not finish.
-        config: The run's configuration, printed in full.
+        config: The run's configuration, printed in full: a model, or what a recipe holds of it; empty where no run is
+            behind the report.
         grades: Model title to its `grades` artifact, where layers were graded.
         review: The review of an outside table, where the grades or scores are of one.
         enrichment: Model title to its `enrichment` artifact, where latents were associated with tokens; a control with
@@ -118,7 +120,7 @@ def write_report_recipe(
             "profiles": len(profiles),
             "detail_latents": detail_latents,
             "failures": [failure.model_dump() for failure in failures],
-            "config": recipe_of(config),
+            "config": _values(config),
         },
         inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values(), *profiles),
     )
@@ -132,7 +134,7 @@ def write_report(
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     store: ArtifactStore,
     explainer_pairs: Artifact | None = None,
     scorer_agreement: Artifact | None = None,
@@ -144,7 +146,7 @@ def write_report(
     detail_latents: int = ReportConfig().latents,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
+    """Write `report.md`, `report.html`, `results.json`, its schema and `tables/*.parquet`; arguments as of the recipe.
 
     Pages of latents for which `report.html` has no room are written to `latents/*.js`.
 
@@ -195,7 +197,7 @@ def write_report(
         if explainer_pairs is not None and pairs is not None:
             section = adjusted(section, pairs) if section is not None else None
             shutil.copyfile(explainer_pairs.file("latents.parquet"), tables / "explainers.parquet")
-        models = model_section(model_comparison) if model_comparison is not None else None
+        models = model_section(model_comparison, grades=grades) if model_comparison is not None else None
         associated = _associated(enrichment, tables) if enrichment else None
         titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
         absorption = absorption_of(grades)
@@ -232,7 +234,7 @@ def write_report(
                 *(line for preset in (associated.presets if associated else ()) for line in preset.findings),
                 *findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
             ),
-            provenance=provenance(roots, lineage, config),
+            provenance=provenance(roots, lineage, _values(config)),
         )
         write_json(space.out / "results.json", results.model_dump(mode="json"))
         report(1, 3, "parts of the report")
@@ -249,12 +251,17 @@ def write_report(
 
 
 def render(folder: Path) -> None:
-    """Write `report.md`, `report.html` and its shards from `results.json` and `tables/` in the same folder."""
+    """Write `report.md`, `report.html` with its shards, and `results.schema.json` from the results and tables there."""
     results = Results.model_validate(read_json(folder / "results.json"))
+    write_json(folder / "results.schema.json", results_schema())
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
     write_shards(folder, shards(results, folder / "tables"))
     write_shards(folder, pair_shards(results, folder / "tables"), PAIRS)
+
+
+def _values(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    return recipe_of(config) if isinstance(config, BaseModel) else dict(config)
 
 
 def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentSection:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from browser.visiting import Visit, expect
 from planted_enrichment import planted_side
 
 from saeinterp.artifacts import Artifact, ArtifactStore
@@ -21,13 +22,8 @@ from saeinterp.report import write_report
 from saeinterp.report.format import number
 
 pytestmark = pytest.mark.slow
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on PATH: apt-get install chromium", allow_module_level=True)
 if importlib.util.find_spec("pytabulator") is None:
     pytest.skip("no Tabulator: pip install --no-deps pytabulator", allow_module_level=True)
-api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-expect = api.expect
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}}\x00\u202e"
 GRID = "#associated-grid"
@@ -60,35 +56,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write(tmp_path_factory.mktemp("associated"), sides)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def visit(browser: Any, report: Artifact, *, link: str = "", width: int = 1440, dark: bool = False) -> Any:
-    """The open report; `problems` are its console messages, errors and requests beyond its own folder."""
-    scheme = "dark" if dark else "light"
-    page = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True
-    ).new_page()
-    page.problems = []
-    page.on("console", lambda message: page.problems.append(message.text))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    own = report.path.as_uri()
-    page.on("request", lambda request: page.problems.append(request.url) if not request.url.startswith(own) else None)
-    page.goto(report.file("report.html").as_uri() + link)
-    page.wait_for_selector("html[data-ready]", timeout=60_000)
-    return page
+@pytest.fixture
+def visit(browser: Any, report: Artifact) -> Iterator[Visit]:
+    opened = Visit(browser, report.path)
+    yield opened
+    opened.page.context.close()
 
 
 @pytest.fixture
-def page(browser: Any, report: Artifact) -> Iterator[Any]:
-    page = visit(browser, report)
-    yield page
-    page.context.close()
+def page(visit: Visit) -> Any:
+    return visit.page
 
 
 def open_latent(page: Any, place: int = 0) -> Any:
@@ -99,12 +76,13 @@ def open_latent(page: Any, place: int = 0) -> Any:
     return dialog
 
 
-def test_all_latents_are_there_and_nothing_is_asked_of_a_network(page: Any, report: Artifact) -> None:
+def test_all_latents_are_there_and_nothing_is_asked_of_a_network(visit: Visit, report: Artifact) -> None:
+    page = visit.page
     total = table(report, "associated").height
     expect(page.locator("#associated-count")).to_have_text(f"{total} of {total} latents shown")
     expect(page.locator(f"{GRID} .tabulator-row").first).to_be_visible()
     open_latent(page)
-    assert page.problems == []
+    assert (visit.problems, visit.requests) == ([], [])
 
 
 def test_filters_and_sorting_use_the_numbers(page: Any, report: Artifact) -> None:
@@ -184,7 +162,7 @@ def test_a_link_opens_the_latent_of_its_model(browser: Any, report: Artifact, si
     rows = table(report, "associated")
     shared = set.intersection(*(set(rows.filter(pl.col("side") == name)["id"]) for name in ("Small", "Other")))
     latent = min(shared)
-    page = visit(browser, report, link=f"#{latent}@{side.lower()}")
+    page = Visit(browser, report.path, at=f"#{latent}@{side.lower()}").page
     dialog = page.locator("dialog[data-shown]")
     expect(dialog.locator("h2")).to_have_text(latent)
     expect(page.locator("#latent-layer")).to_contain_text(f"{side}, ")
@@ -244,7 +222,8 @@ def test_a_token_of_a_latents_page_leads_to_its_other_latents(page: Any, report:
     expect(page.locator("#latent-place")).to_have_text(f"1 of {latents}")
 
 
-def test_a_mark_of_the_volcano_plot_opens_its_latent_and_so_does_its_row(page: Any, report: Artifact) -> None:
+def test_a_mark_of_the_volcano_plot_opens_its_latent_and_so_does_its_row(visit: Visit, report: Artifact) -> None:
+    page = visit.page
     marks = table(report, "volcano").filter((pl.col("side") == "Small") & (pl.col("preset") == "robust"))
     plot = page.locator("#plot-volcano-robust-0")
     plot.scroll_into_view_if_needed()
@@ -263,7 +242,7 @@ def test_a_mark_of_the_volcano_plot_opens_its_latent_and_so_does_its_row(page: A
     figure.locator("tbody button").first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("dialog[data-shown] h2")).to_have_text(marks["id"][0])
-    assert page.problems == []
+    assert visit.problems == []
 
 
 def test_pages_beside_the_report_are_loaded_from_disk(
@@ -271,13 +250,12 @@ def test_pages_beside_the_report_are_loaded_from_disk(
 ) -> None:
     monkeypatch.setattr("saeinterp.report.details.INSIDE", 4)
     report = write(tmp_path / "runs", {"Small": {}})
-    page = visit(browser, report)
-    dialog = open_latent(page, 8)
+    visit = Visit(browser, report.path)
+    dialog = open_latent(visit.page, 8)
     expect(dialog.locator(".rules .what").first).to_be_visible()
-    page.keyboard.press("Escape")
-    expect(page.locator("dialog[open]")).to_have_count(0)
-    assert page.problems == []
-    page.context.close()
+    assert visit.problems == []
+    assert visit.requests == [(report.path / "latents" / "pairs-00000.js").as_uri()]
+    visit.page.context.close()
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copyfile(report.file("report.html"), alone / "report.html")
@@ -295,24 +273,23 @@ def test_hostile_tokens_and_titles_do_not_run_and_can_be_chosen(browser: Any, tm
     report = write(
         tmp_path / "runs", {EVIL: {"tokens": tokens, "draws": 0}, f"{EVIL}2": {"tokens": tokens, "draws": 0}}
     )
-    page = visit(browser, report)
+    visit = Visit(browser, report.path)
+    page = visit.page
     dialog = open_latent(page)
     expect(dialog.locator(".tokens-of code").first).to_contain_text("<img src=x")
     expect(dialog.locator(".tokens-of code").first).to_contain_text("{{7*7}}␀⟨U+202E⟩")
     dialog.locator(".tokens-of button.link").first.click()
     expect(page.locator("#associated-count")).to_contain_text("latents that go with </script>")
-    for figure in page.query_selector_all("figure"):
-        figure.scroll_into_view_if_needed()
-    expect(page.locator(".plot .loading")).to_have_count(0, timeout=60_000)
+    visit.scroll_through()
     assert page.title() == "Latents and tokens"
     assert page.locator("img").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") == 1440
-    assert page.problems == []
+    assert (visit.problems, visit.requests) == ([], [])
     page.context.close()
 
 
 def test_on_a_narrow_screen_nothing_is_wider_than_the_page(browser: Any, report: Artifact) -> None:
-    page = visit(browser, report, width=390, dark=True)
+    page = Visit(browser, report.path, width=390, dark=True).page
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     open_latent(page)
     assert page.evaluate("document.getElementById('latent-page').scrollWidth") <= 390
@@ -336,16 +313,21 @@ def test_without_scripts_and_in_print_the_table_is_there(browser: Any, report: A
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_no_accessibility_rule_is_broken(browser: Any, report: Artifact, dark: bool) -> None:
+@pytest.mark.parametrize("width", [1440, 390])
+def test_no_accessibility_rule_is_broken(browser: Any, report: Artifact, width: int, dark: bool) -> None:
     if importlib.util.find_spec("axe_playwright_python") is None:
         pytest.skip("axe is not installed: pip install --no-deps axe-playwright-python")
     from axe_playwright_python.sync_playwright import Axe
 
-    page = visit(browser, report, dark=dark)
+    page = Visit(browser, report.path, dark=dark, width=width).page
     for opened in (False, True):
         if opened:
             open_latent(page)
-        found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"]}).response["violations"]
+        found = (
+            Axe()
+            .run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+            .response["violations"]
+        )
         broken = [(item["id"], [node["target"] for node in item["nodes"]][:3]) for item in found]
         assert broken == [], f"opened={opened}"
     page.context.close()

@@ -78,7 +78,15 @@ def at_path(results: Results, path: str) -> Any:
 
 def test_a_report_is_two_pages_a_results_file_and_tables(report: Report) -> None:
     names = sorted(path.name for path in report.artifact.path.iterdir())
-    assert names == ["manifest.json", "report.html", "report.md", "results.json", "tables", "timing.parquet"]
+    assert names == [
+        "manifest.json",
+        "report.html",
+        "report.md",
+        "results.json",
+        "results.schema.json",
+        "tables",
+        "timing.parquet",
+    ]
     tables = {path.stem for path in (report.artifact.path / "tables").iterdir()}
     assert tables == {"latents", "examples", "layers", "curves", "density"}
     assert report.artifact.file("report.html").stat().st_size < 7_000_000

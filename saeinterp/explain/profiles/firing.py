@@ -95,7 +95,8 @@ def token_rates(
     border = int(np.searchsorted(entries.rows, score.start))
     early, late = entries.rows[:border], entries.rows[border:]
     found, fired = np.unique(tokens[early], return_counts=True)
-    enough = fired >= LEAST_FIRINGS
+    # A token that the other half lacks has no rate there; whether it occurs says nothing of how the latent fires on it.
+    enough = (fired >= LEAST_FIRINGS) & (score.count(found) > 0)
     found, fired = found[enough], fired[enough]
     order = np.argsort(-_phi(fired, explain.count(found), len(early), explain.stop - explain.start), kind="stable")
     return [_rate(int(token), late, documents, score) for token in found[order[:TOKENS]]]

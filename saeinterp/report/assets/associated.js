@@ -194,7 +194,7 @@ function associatedLatents(data, page, choose) {
     const kept = rule.pairs.filter((pair) => pair.kept);
     const others = rule.pairs.filter((pair) => !pair.kept);
     return element("section", {}, element("h3", {}, `Tokens by the ${rule.name} rules`),
-      element("div", { class: "card" }, element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": `Tokens by the ${rule.name} rules` },
+      element("div", { class: "card" }, element("div", { class: "scroll", role: "group", "aria-label": `Tokens by the ${rule.name} rules` },
         element("table", { class: "tokens-of" }, element("thead", {}, element("tr", {}, ...heads)),
           ...[group(kept, `Kept: ${kept.length}`), group(others, `Not kept, but marked in the plot: ${others.length}`)].filter((some) => some.length).map((some) => element("tbody", {}, ...some))))));
   }

@@ -43,7 +43,7 @@ function scoredTable(examples) {
       element("td", { class: "text" }, tokenLine(example), element("span", { class: "reason" }, example.place), rawReplies(example))));
   }
   const heads = ["Truth", "A", "B", "Example"].map((text) => element("th", { scope: "col" }, text));
-  return element("div", { class: "card scroll", tabindex: "0", role: "group", "aria-label": "Scored examples" },
+  return element("div", { class: "card scroll", role: "group", "aria-label": "Scored examples" },
     element("table", { class: "examples" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
 }
 
@@ -67,7 +67,7 @@ function exampleParts(page) {
     const shown = page.explain.map((example) => element("tr", {}, element("td", { class: "text" }, tokenLine(example), element("span", { class: "reason" }, example.place))));
     parts.push(element("section", {}, element("h3", {}, `${page.explain.length} examples shown to the explainers`),
       element("p", { class: "small quiet" }, "Top activations first, then the other quantiles and silent texts."),
-      element("div", { class: "card scroll", tabindex: "0", role: "group", "aria-label": "Examples shown to the explainers" },
+      element("div", { class: "card scroll", role: "group", "aria-label": "Examples shown to the explainers" },
         element("table", { class: "examples" }, element("tbody", {}, ...shown)))));
   }
   return parts;

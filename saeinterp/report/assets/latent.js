@@ -25,6 +25,7 @@ function makeLatentPage() {
     const parts = await of.render(index, show);
     if (kind !== of || current !== index) return; // another one was asked for meanwhile
     body.replaceChildren(...parts);
+    reachable(body);
     dialog.scrollTop = 0;
     dialog.dataset.shown = link;
   }

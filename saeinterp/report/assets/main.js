@@ -28,6 +28,10 @@ async function start() {
   page?.follow();
   const plots = makePlots(payload.figures, payload.latents, { linked: openDetail, associated: associated?.open });
   table?.onFilter((indices) => plots.filter(indices));
+  const stops = () => reachable(document);
+  stops();
+  addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true); // a part that opens may scroll
   document.documentElement.dataset.ready = "true";
 }
 

@@ -27,6 +27,14 @@ async function library(id) {
   return true;
 }
 
+/* What scrolls sideways can be reached by keyboard; where there is nothing to scroll, no stop is added. */
+function reachable(root) {
+  for (const part of root.querySelectorAll(".scroll")) {
+    if (part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
+}
+
 /* element("td", {class: "r"}, "text", child): text goes in as text, never as markup. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

@@ -117,6 +117,7 @@ function walkRows(table, grid, open) {
   let held = null;
   table.on("renderStarted", () => { held = document.activeElement.closest?.(`#${grid.id} .tabulator-row`)?.dataset.index ?? null; });
   table.on("renderComplete", () => {
+    grid.querySelectorAll(".tabulator-row").forEach(cellOf);
     if (held !== null && document.activeElement === document.body) table.getRow(Number(held))?.getElement().focus({ preventScroll: true });
   });
   table.on("rowClick", (_event, row) => open(row.getData().index, order()));
@@ -156,6 +157,7 @@ function walkRows(table, grid, open) {
       const node = row.getElement();
       node.tabIndex = row.getData().index === stop ? 0 : -1;
       node.dataset.index = row.getData().index;
+      cellOf(node);
     },
     keepStop(active) {
       if (!active.includes(stop) && active.length) setStop(active[0]);
@@ -189,6 +191,11 @@ function holdStillWhilePressed(table, grid) {
   /* The click follows its pointerup within the same frame. */
   addEventListener("pointerup", () => requestAnimationFrame(release), true);
   for (const type of ["pointercancel", "contextmenu", "blur"]) addEventListener(type, release);
+}
+
+/* The columns that a narrow row folds below itself are one more cell of it. */
+function cellOf(row) {
+  row.querySelector(".tabulator-responsive-collapse")?.setAttribute("role", "gridcell");
 }
 
 /* Fit the columns and rows to a new width; a table that is out of sight (as in print) has none and waits. */
