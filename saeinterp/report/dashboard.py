@@ -21,9 +21,11 @@ from markupsafe import Markup, escape
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
 from saeinterp.report.details import Pages, Places
-from saeinterp.report.enrichment_figures import layer_rates, strengths
+from saeinterp.report.enrichment_figures import layer_rates
+from saeinterp.report.enrichment_pages import Explorer
 from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
-from saeinterp.report.enrichment_tables import GRID_ROWS, grid_payload, plain_rows
+from saeinterp.report.enrichment_tables import GRID_ROWS, plain_rows
+from saeinterp.report.enrichment_volcano import volcanoes
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
@@ -70,11 +72,11 @@ def render_dashboard(results: Results, tables: Path) -> str:
     """
     section = results.explainers
     latents = read_table(tables, "latents") if section is not None else None
-    associated = read_table(tables, "associated") if results.enrichment is not None else None
-    plots = [*_associations(results, associated), *_figures(section, latents, tables)]
+    explorer = _explorer(results, tables)
+    plots = [*_associations(results, explorer), *_figures(section, latents, tables)]
     embedded = {
         "lib-plotly": plotly_library() if plots else None,
-        "lib-tabulator": tabulator_library() if latents is not None or associated is not None else None,
+        "lib-tabulator": tabulator_library() if latents is not None or explorer is not None else None,
     }
     libraries = {name: item for name, item in embedded.items() if item is not None}
     payload: dict[str, Any] = {"figures": [figure.payload() for figure in plots]}
@@ -82,20 +84,22 @@ def render_dashboard(results: Results, tables: Path) -> str:
     places = None
     if section is not None and latents is not None:
         places = Places.of(latents, limit=results.detail_latents)
-        payload["latents"] = latent_payload(section, latents) | places.payload(latents)
+        payload["latents"] = latent_payload(section, latents) | places.payload(places.note(latents))
         made = _pages(results, section, latents, tables).chunks(places.chunks)
         details = {f"details-{place}": packed(as_json(chunk)) for place, chunk in enumerate(made)}
-    if associated is not None:
-        payload["associated"] = grid_payload(associated)
+    if explorer is not None:
+        payload["associated"] = explorer.payload()
+        details |= explorer.parts()
     # In a scope of its own, so that a name here can never meet a library's.
     script = '"use strict";\n(() => {\n' + "".join(_asset(f"{name}.js") for name in _PARTS) + "})();\n"
     template = _environment(results).get_template("report.html.jinja")
-    admitted = nonce(results.model_dump_json()) if places is not None and places.shards else None
+    beside = (places is not None and places.shards) or (explorer is not None and explorer.beside)
+    admitted = nonce(results.model_dump_json()) if beside else None
     return template.render(
         r=results,
         policy=_policy([script, *(item.script for item in libraries.values())], nonce=admitted),
         nonce=admitted,
-        left_out=places.note(latents) if places is not None and latents is not None and places.left_out else None,
+        left_out=places.note(latents) if places is not None and latents is not None else None,
         style=Markup(_asset("report.css")),
         library_styles=Markup("".join(item.style for item in libraries.values())),
         packed={
@@ -109,8 +113,11 @@ def render_dashboard(results: Results, tables: Path) -> str:
         tabulator_install=TABULATOR_INSTALL,
         latents=plain_latents(latents, PLAIN_ROWS) if latents is not None else [],
         latent_count=len(latents["id"]) if latents is not None else 0,
-        associated=plain_rows(associated, PLAIN_ROWS) if associated is not None else [],
+        associated=plain_rows(explorer.columns, PLAIN_ROWS) if explorer is not None else [],
+        pages=explorer.pages if explorer is not None else {},
         grid_rows=GRID_ROWS,
+        tokens_left_out=explorer.note if explorer is not None else None,
+        has_pages=latents is not None or (explorer is not None and bool(explorer.pages)),
         quick=_quick(latents["outcome"]) if latents is not None else [],
         axis=_axis(section) if section is not None else None,
         figures=plots,
@@ -155,6 +162,18 @@ def shards(results: Results, tables: Path) -> Iterator[tuple[int, dict[int, Any]
     places = Places.of(latents, limit=results.detail_latents)
     made = _pages(results, section, latents, tables).chunks([rows for _, rows in places.shards])
     yield from zip((number for number, _ in places.shards), made, strict=True)
+
+
+def pair_shards(results: Results, tables: Path) -> Iterator[tuple[int, dict[int, Any]]]:
+    """The same of latents and their tokens."""
+    explorer = _explorer(results, tables)
+    return iter(()) if explorer is None else explorer.shards()
+
+
+def _explorer(results: Results, tables: Path) -> Explorer | None:
+    if results.enrichment is None or not (tables / "associated.parquet").exists():
+        return None
+    return Explorer(results.enrichment, tables, limit=results.detail_latents, grid_rows=GRID_ROWS)
 
 
 def _pages(results: Results, section: ExplainerSection, latents: Mapping[str, list[Any]], tables: Path) -> Pages:
@@ -302,12 +321,11 @@ def _quick(outcomes: Sequence[str]) -> list[tuple[str, str]]:
     return [("all", f"All ({len(outcomes)})"), *chips]
 
 
-def _associations(results: Results, associated: Mapping[str, list[Any]] | None) -> list[figures.Figure]:
-    made: list[figures.Figure | None] = []
-    for preset in results.enrichment.presets if results.enrichment is not None else ():
-        made.append(layer_rates(preset))
-        if associated is not None:
-            made.append(strengths(preset, associated))
+def _associations(results: Results, explorer: Explorer | None) -> list[figures.Figure]:
+    presets = results.enrichment.presets if results.enrichment is not None else ()
+    made = [layer_rates(preset) for preset in presets]
+    if explorer is not None and explorer.marks is not None:
+        made += [figure for preset in presets for figure in volcanoes(preset, explorer.marks, explorer.pages)]
     return [figure for figure in made if figure is not None]
 
 

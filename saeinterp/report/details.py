@@ -7,7 +7,7 @@ on to the next one seldom reads another file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +47,11 @@ class Places(NamedTuple):
         """Places for the first `limit` latents by the size of their difference; scored ones before others."""
         deltas = latents["delta"]
         ranked = sorted(range(len(deltas)), key=lambda index: (deltas[index] is None, -abs(deltas[index] or 0), index))
+        return cls.ranked(ranked, limit=limit)
+
+    @classmethod
+    def ranked(cls, ranked: Sequence[int], *, limit: int) -> Places:
+        """Places for the first `limit` of some rows."""
         inside, beside = ranked[: min(INSIDE, limit)], sorted(ranked[INSIDE:limit])
         shards: dict[int, list[int]] = {}
         for index in beside:
@@ -57,22 +62,40 @@ class Places(NamedTuple):
             max(0, len(ranked) - limit),
         )
 
-    def payload(self, latents: Columns) -> dict[str, Any]:
-        """What the script needs to find a page."""
+    def payload(self, note: str | None) -> dict[str, Any]:
+        """What the script needs to find a page; `note` is said of one that has none."""
         return {
             "chunks": self.chunks,
             "shard": SHARD,
             "shards": [number for number, _ in self.shards],
-            "left_out": None if not self.left_out else self.note(latents),
+            "left_out": note,
         }
 
-    def note(self, latents: Columns) -> str:
+    def note(self, latents: Columns) -> str | None:
         """What is said of latents without a page."""
+        if not self.left_out:
+            return None
         kept = len(latents["id"]) - self.left_out
         return (
             f"Examples and verdicts of the {plural(kept, 'latent')} that differ most can be opened here; those of the "
             f"other {number(self.left_out, 'count')} are in tables/examples.parquet (report.latents sets how many)."
         )
+
+
+def in_batches(
+    groups: Sequence[Sequence[int]], make: Callable[[Sequence[int]], Mapping[int, Detail]]
+) -> Iterator[dict[int, Detail]]:
+    """The pages of each group of rows, a few groups made at a time."""
+    start = 0
+    while start < len(groups):
+        stop, count = start, 0
+        while stop < len(groups) and (stop == start or count + len(groups[stop]) <= _AT_ONCE):
+            count += len(groups[stop])
+            stop += 1
+        made = make([index for group in groups[start:stop] for index in group])
+        for group in groups[start:stop]:
+            yield {index: made[index] for index in group}
+        start = stop
 
 
 class Pages:
@@ -100,16 +123,7 @@ class Pages:
 
     def chunks(self, groups: Sequence[Sequence[int]]) -> Iterator[dict[int, Detail]]:
         """The pages of each group of rows, read a few groups at a time."""
-        start = 0
-        while start < len(groups):
-            stop, count = start, 0
-            while stop < len(groups) and (stop == start or count + len(groups[stop]) <= _AT_ONCE):
-                count += len(groups[stop])
-                stop += 1
-            made = self._make([index for group in groups[start:stop] for index in group])
-            for group in groups[start:stop]:
-                yield {index: made[index] for index in group}
-            start = stop
+        return in_batches(groups, self._make)
 
     def _make(self, indices: Sequence[int]) -> dict[int, Detail]:
         examples = _of_latents(self._tables, "examples", self._latents, indices)

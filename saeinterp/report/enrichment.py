@@ -28,6 +28,7 @@ from saeinterp.report.enrichment_results import (
     TopLatent,
 )
 from saeinterp.report.enrichment_rules import preset_rules
+from saeinterp.report.enrichment_volcano import pair_facts
 from saeinterp.report.format import Style
 from saeinterp.report.values import Fact, Number
 
@@ -134,6 +135,7 @@ def _preset(preset: str, read: Mapping[str, Associated], latents: pl.DataFrame) 
         kinds=_kinds(have, latents),
         top=tuple(top for title, item in have.items() for top in _top(title, item, latents, rank, measure)),
         findings=tuple(findings),
+        pairs=tuple(pair_facts(title, item, preset) for title, item in have.items()),
     )
 
 

@@ -91,6 +91,21 @@ class TopLatent(Model):
     """Samples with both, latent alone, token alone, neither."""
 
 
+class PairFacts(Model):
+    """How many pairs of latent and token one model has under one set of rules."""
+
+    side: str = Field(title="Model")
+    """The model."""
+    listed: Number = Field(title="Pairs listed")
+    """Pairs with p at most 0.05."""
+    kept: Number = Field(title="Pairs kept")
+    """Pairs that pass the rules."""
+    level: Number = Field(title="Level")
+    """The largest p at which a pair counts."""
+    level_name: str = Field(title="Name of the level")
+    """What the line at the level is called."""
+
+
 class PresetSection(Model):
     """One set of rules applied to every model."""
 
@@ -110,6 +125,8 @@ class PresetSection(Model):
     """The strongest monosemantic latents."""
     findings: tuple[str, ...]
     """Generated sentences on the rates."""
+    pairs: tuple[PairFacts, ...] = ()
+    """How many pairs there are, per model."""
 
     @property
     def by_scope(self) -> list[tuple[str, list[RateRow]]]:

@@ -41,6 +41,7 @@ class Figure:
         rows: Its finished cells.
         linked: Marks are rows of the latent table, named by `customdata`; they take their place and text from there,
             and open their latent.
+        opens: Whose pages its marks open, named by `customdata`; empty where none.
     """
 
     id: str
@@ -52,10 +53,11 @@ class Figure:
     rows: tuple[tuple[str, ...], ...] = ()
     linked: bool = False
     note: str = field(default="")
+    opens: str = ""
 
     def payload(self) -> dict[str, Any]:
         """What the page's script needs."""
-        return {"id": self.id, "data": self.data, "layout": self.layout, "linked": self.linked}
+        return {"id": self.id, "data": self.data, "layout": self.layout, "linked": self.linked, "opens": self.opens}
 
 
 def scatter(section: ExplainerSection, latents: Mapping[str, Sequence[Any]]) -> Figure | None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "latents"
+EXAMPLES, PAIRS = "shard", "pairs"
+"""What the files are called: pages of explained latents, pages of latents and tokens."""
 
 
 def packed(text: str) -> str:
@@ -28,16 +30,16 @@ def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def shard_name(number: int) -> str:
+def shard_name(number: int, kind: str = EXAMPLES) -> str:
     """The file of one shard, relative to the page."""
-    return f"{FOLDER}/shard-{number:05d}.js"
+    return f"{FOLDER}/{kind}-{number:05d}.js"
 
 
-def write_shards(folder: Path, parts: Iterable[tuple[int, Any]]) -> int:
+def write_shards(folder: Path, parts: Iterable[tuple[int, Any]], kind: str = EXAMPLES) -> int:
     """Write numbered shards below the folder of a page; returns how many."""
     count = 0
     for number, value in parts:
-        path = folder / shard_name(number)
+        path = folder / shard_name(number, kind)
         path.parent.mkdir(exist_ok=True)
         path.write_text(f'saeinterpShard({number},"{packed(as_json(value))}");\n', encoding="ascii")
         count += 1

@@ -29,10 +29,12 @@ from saeinterp.report.collect import (
     timing_rows,
     titles_of,
 )
-from saeinterp.report.dashboard import render_dashboard, shards
+from saeinterp.report.dashboard import pair_shards, render_dashboard, shards
 from saeinterp.report.enrichment import enrichment_section
+from saeinterp.report.enrichment_pairs import associated_pairs
 from saeinterp.report.enrichment_results import EnrichmentSection
 from saeinterp.report.enrichment_tables import associated_latents, rate_rows
+from saeinterp.report.enrichment_volcano import volcano_table
 from saeinterp.report.explainers import explainer_section
 from saeinterp.report.findings import findings
 from saeinterp.report.grades import absorption_of, grade_section
@@ -49,10 +51,10 @@ from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
-from saeinterp.report.shards import write_shards
+from saeinterp.report.shards import PAIRS, write_shards
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 6
+VERSION = 7
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -255,6 +257,7 @@ def render(folder: Path) -> None:
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
     write_shards(folder, shards(results, folder / "tables"))
+    write_shards(folder, pair_shards(results, folder / "tables"), PAIRS)
 
 
 def _values(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +269,9 @@ def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentS
     read = {title: read_associated(artifact) for title, artifact in enrichment.items()}
     latents = associated_latents(read)
     write_table(tables, "associated", latents)
+    pairs = associated_pairs(read)
+    write_table(tables, "pairs", pairs)
+    write_table(tables, "volcano", volcano_table(pairs))
     write_rows(tables, "rates", rate_rows(read))
     return enrichment_section(read, latents)
 

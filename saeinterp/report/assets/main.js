@@ -6,26 +6,27 @@ async function start() {
     return;
   }
   const payload = JSON.parse(await inflate("payload"));
+  const nonce = document.documentElement.dataset.nonce;
+  const page = byId("latent-page") ? makeLatentPage() : null;
   let table = null;
-  let page = null;
-  const everything = () => payload.latents.columns.id.map((_, index) => index);
-  const openDetail = (index, order) => page?.open(index, order ?? table?.order() ?? everything());
+  let explained = null;
+  const openDetail = (index, order) => page.open(explained, index, order ?? table?.order() ?? explained.all());
   const grids = payload.latents || payload.associated ? library("lib-tabulator") : false;
   if (payload.latents) {
-    page = makeLatentPage(payload.latents, latentPages(payload.latents, document.documentElement.dataset.nonce));
+    explained = explainedLatents(payload.latents, latentPages(payload.latents, nonce, EXPLAINED));
+    page.add(explained);
     /* Before the table, which takes a while to load: these buttons are on the page from the start. */
     document.querySelectorAll("[data-latent]").forEach((button) => {
       button.addEventListener("click", () => openDetail(Number(button.dataset.latent)));
     });
     if (await grids) {
       table = await makeTable(payload.latents, openDetail);
-      page.whenClosed((index) => table.focusRow(index));
+      explained.closed = table.focusRow;
     }
-    const wanted = page.rowOf(location.hash);
-    if (wanted !== undefined) openDetail(wanted, everything());
   }
-  if (payload.associated && (await grids)) await makeAssociated(payload.associated);
-  const plots = makePlots(payload.figures, payload.latents, openDetail);
+  const associated = payload.associated ? await explore(payload.associated, page, nonce, grids) : null;
+  page?.follow();
+  const plots = makePlots(payload.figures, payload.latents, { linked: openDetail, associated: associated?.open });
   table?.onFilter((indices) => plots.filter(indices));
   const stops = () => reachable(document);
   stops();

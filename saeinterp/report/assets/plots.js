@@ -41,7 +41,8 @@ function draw(figure, holder, latents) {
   return Plotly.react(holder, data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
 }
 
-function makePlots(figures, latents, openDetail) {
+/* `openers`: what a mark opens, by the kind of figure. */
+function makePlots(figures, latents, openers) {
   const holders = new Map(figures.map((figure) => [byId(`plot-${figure.id}`), figure]).filter(([holder]) => holder));
   let active = null;
   let loading = null;
@@ -53,13 +54,14 @@ function makePlots(figures, latents, openDetail) {
     const figure = holders.get(holder);
     await draw(figure, holder, latents);
     drawn.add(holder);
-    if (figure.linked) {
+    const open = openers[figure.linked ? "linked" : figure.opens];
+    if (open) {
       holder.on("plotly_click", (event) => {
         const mark = event.points.find((point) => point.data.customdata);
-        if (mark) openDetail(mark.customdata);
+        if (mark) open(mark.customdata);
       });
-      dim(holder, figure);
     }
+    if (figure.linked) dim(holder, figure);
   }
 
   /* Latents that the table's filters leave out fade in the scatter. */
