@@ -1,0 +1,76 @@
+"""`saeinterp ops`: the server's side of running on Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.terminal import guard, out
+
+app = typer.Typer(
+    name="ops",
+    help="Start a Prefect server with a password, and set up what deployments need on it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+DEPLOY = "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all"
+
+
+@app.command("setup")
+def setup(
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus", min=0, help="Cards of the worker's machine; default is those found here.", show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            help="Artifact folder on the worker's machine; default is SAEINTERP_ROOT, else ./runs.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory",
+            help="Folder on the worker's machine where runs start, for relative paths; default is this one.",
+            metavar="DIR",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing; make nothing.")] = False,
+) -> None:
+    """Make work pools, a concurrency limit per card and for vLLM, and automations, where they are missing.
+
+    Run it again whenever you like: what is there stays, apart from folders that you name.
+    """
+    from flows.operating import Wanted, cards, set_up
+    from flows.server import connected
+
+    def work() -> None:
+        found = cards() if gpus is None else gpus
+        wanted = Wanted(
+            gpus=found,
+            root=None if root is None else root.expanduser().absolute(),
+            directory=None if directory is None else directory.expanduser().absolute(),
+        )
+        with connected() as client:
+            out.print(f"server {client.api_url}", markup=False)
+            for item in set_up(client, wanted, dry_run=dry_run):
+                detail = f": {item.detail}" if item.detail else ""
+                out.print(f"{item.status:<12} {item.what} {item.name}{detail}", markup=False)
+        if gpus is None and not found:
+            out.print("no GPU is here, so no card has a limit; --gpus N makes those of the worker's machine")
+        if dry_run:
+            out.print("nothing was made (--dry-run)")
+        else:
+            out.print(f"next: {DEPLOY}\nthen, on the worker's machine: prefect worker start --pool gpu", markup=False)
+
+    guard(work)
