@@ -1,4 +1,4 @@
-"""The steps that prefect.yaml names: `preset` when a flow is deployed, `prepare_process` on the worker before it runs."""
+"""The steps that prefect.yaml names: `preset` when a flow is deployed, `prepare_process` on the worker before a run."""
 
 from __future__ import annotations
 

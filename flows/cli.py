@@ -111,6 +111,47 @@ def probe(
 
 
 @app.command()
+def submit(
+    flow: Annotated[
+        str,
+        typer.Argument(
+            help="A flow, or FLOW/DEPLOYMENT. A flow alone means its only deployment, else its `gpu`.",
+            metavar="FLOW[/DEPLOYMENT]",
+            show_default=False,
+        ),
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="A preset instead of the deployment's parameters.", metavar="NAME"),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="A YAML file instead of the deployment's parameters.", metavar="FILE"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--set",
+            "-s",
+            help="Change one value, such as training.k=16. May be repeated.",
+            metavar="A.B=VALUE",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow the run until it ends; the exit code says how it did.")
+    ] = False,
+) -> None:
+    """Start a deployed flow on its worker. Parameters are checked here, before a run exists; paths are the worker's."""
+    prepare_environment()
+    from flows.submitting import submit_run
+
+    raise typer.Exit(
+        guard(lambda: submit_run(flow, preset=preset, source=config, assignments=overrides or [], watch=watch))
+    )
+
+
+@app.command()
 def plan(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
     """Show what a run would do: steps, what is already there, bytes, LLM requests, what is missing. Runs nothing."""
     settings = _config(flow, config, overrides or [])
