@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
-from flows.terminal import guard, out
+from flows.terminal import err, guard, out
 
 app = typer.Typer(
     name="ops",
@@ -72,5 +73,32 @@ def setup(
             out.print("nothing was made (--dry-run)")
         else:
             out.print(f"next: {DEPLOY}\nthen, on the worker's machine: prefect worker start --pool gpu", markup=False)
+
+    guard(work)
+
+
+@app.command("server")
+def server(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 4200,
+) -> None:
+    """Start a Prefect server that wants a password, in this process; the first start makes one.
+
+    The password lies in `server.env` in Prefect's folder, which only you can read, and is never printed.
+    """
+    from prefect.settings import get_current_settings
+
+    from flows.prefect_server import access, become_server
+
+    def work() -> None:
+        found = access(get_current_settings().home, host=host, port=port)
+        out.print(f"server {found.url}\npassword in {found.file}", markup=False)
+        out.print(f"elsewhere on this machine: set -a; . {quote(str(found.file))}; set +a", markup=False)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            err.print(
+                "note: the password travels unencrypted; put TLS in front, or stay on 127.0.0.1 with an SSH tunnel",
+                style="yellow",
+            )
+        become_server(found, host=host, port=port)
 
     guard(work)
