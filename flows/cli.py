@@ -169,7 +169,7 @@ def doctor(
     ] = None,
     root: Root = None,
 ) -> None:
-    """Check this machine: versions, GPU, Prefect server, LLM endpoints, disk; with a remedy for each problem."""
+    """Check this machine: versions, GPU, Prefect server and who may use it, LLM endpoints, disk; each with a remedy."""
     prepare_environment(root)
     from flows.doctor import examine, print_findings
 

@@ -79,6 +79,8 @@ def become_server(access: Access, *, host: str, port: int) -> None:
     environment = {
         # With the default, in memory, a restarted server forgets whose slot it was, and a dead holder's stays taken.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
+        # Relative, so that the pages work under whatever name or tunnel a browser came by.
+        "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         **os.environ,

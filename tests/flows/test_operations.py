@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,46 @@ def test_the_form_has_a_title_a_description_and_choices_for_every_field(deployme
                 assert "`" not in described["title"], where
         precision = schema["definitions"]["TrainingConfig"]["properties"]["precision"]
         assert precision["enum"] == ["auto", "bfloat16", "float32"]
+
+
+def test_doctor_warns_of_an_open_server_and_of_files_that_others_can_read(lab: Lab, prefect_url: str) -> None:
+    done = lab.saeinterp("doctor", "--root", str(lab.runs))
+    assert "ok       Prefect access: only with the password" in done.stdout, done.stdout
+    assert "other users" not in done.stdout
+
+    done = lab.saeinterp("doctor", PREFECT_API_URL=prefect_url)
+    assert "warning  Prefect access: the server answers without a password" in done.stdout
+    assert "saeinterp ops server" in done.stdout
+
+    done = lab.saeinterp("doctor", PREFECT_API_AUTH_STRING="saeinterp:guess")
+    assert done.returncode == 1
+    assert "problem  Prefect access: the server refuses the password" in done.stdout
+
+    # Reachable by everybody, unlike what pytest makes.
+    with tempfile.TemporaryDirectory() as place:
+        shared = Path(place)
+        shared.chmod(0o755)
+        home, results = shared / "prefect", shared / "results"
+        for folder, mode in ((home, 0o755), (results, 0o777)):
+            folder.mkdir()
+            folder.chmod(mode)
+        profiles = home / "profiles.toml"
+        profiles.write_text("")
+        profiles.chmod(0o644)
+        done = lab.saeinterp("doctor", "--root", str(results), PREFECT_HOME=str(home))
+        assert f"problem  private files: other users may read {profiles}" in done.stdout, done.stdout
+        assert f"chmod 600 {profiles}" in done.stdout
+        assert f"problem  artifacts: other users may read and write {results}" in done.stdout
+
+
+def test_a_password_that_others_could_have_read_is_not_used_again(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "server.env"
+    file.write_text("PREFECT_SERVER_API_AUTH_STRING=saeinterp:known\n")
+    file.chmod(0o644)
+    done = lab.saeinterp("ops", "server", "--port", str(free_port()), PREFECT_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert f"chmod 600 {file}" in done.stderr
+    assert "known" not in done.stdout + done.stderr
 
 
 def test_wrong_usage_is_refused_with_code_2_before_a_run_exists(lab: Lab, deployments: dict[str, Any]) -> None:
