@@ -12,7 +12,7 @@ from flows.terminal import err, guard, out
 
 app = typer.Typer(
     name="ops",
-    help="Start a Prefect server with a password, and set up what deployments need on it.",
+    help="Start a Prefect server with a password and its workers, and set up what deployments need.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -72,7 +72,7 @@ def setup(
         if dry_run:
             out.print("nothing was made (--dry-run)")
         else:
-            out.print(f"next: {DEPLOY}\nthen, on the worker's machine: prefect worker start --pool gpu", markup=False)
+            out.print(f"next: {DEPLOY}\nthen, on the worker's machine: saeinterp ops worker --pool gpu", markup=False)
 
     guard(work)
 
@@ -102,3 +102,18 @@ def server(
         become_server(found, host=host, port=port)
 
     guard(work)
+
+
+@app.command("worker")
+def worker(
+    pool: Annotated[str, typer.Option("--pool", help="Work pool whose runs it takes: gpu or small.")] = "gpu",
+) -> None:
+    """Start a worker of a pool, in this process, with a temporary folder of its own and files that only you can read.
+
+    It takes the server from PREFECT_API_URL and PREFECT_API_AUTH_STRING, else the one that `ops server` started here.
+    """
+    from prefect.settings import get_current_settings
+
+    from flows.prefect_server import become_worker
+
+    guard(lambda: become_worker(get_current_settings().home, pool=pool))

@@ -1,6 +1,8 @@
-"""A Prefect server of one's own with a password, in files that only its user can read.
+"""A Prefect server of one's own with a password, and workers, in files that only their user can read.
 
-Loopback is open to every user of a machine, and a server without a password gives out whatever it stores.
+Loopback is open to every user of a machine, and a server without a password gives out whatever it stores. Workers keep
+files in one folder of the machine's temporary folder, where the second user's worker fails on the first one's: ours
+have a temporary folder of their own.
 """
 
 from __future__ import annotations
@@ -89,4 +91,20 @@ def become_server(access: Access, *, host: str, port: int) -> None:
         "PREFECT_API_URL": access.url,
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, command, environment)
+
+
+def become_worker(home: Path, *, pool: str) -> None:
+    """Replace this process by a worker; its address and password are those set, else those of the server here.
+
+    Raises:
+        ArtifactError: Others can read the server's password.
+    """
+    os.umask(OPEN)
+    temporary = home / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    client = {} if os.environ.get("PREFECT_API_URL") else read_access(home / FILE)
+    environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
+    environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
     os.execve(sys.executable, command, environment)

@@ -193,4 +193,4 @@ def warnings(client: SyncPrefectClient, target: Target) -> Iterator[str]:
         return
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     if not client.read_workers_for_work_pool(pool, worker_filter=online):
-        yield f"no worker is online for pool {pool}: the run waits (there: prefect worker start --pool {pool})"
+        yield f"no worker is online for pool {pool}: the run waits (there: saeinterp ops worker --pool {pool})"

@@ -82,9 +82,9 @@ class Lab:
         }
 
     def start_worker(self, pool: str, **more: str) -> None:
-        """`prefect worker start`, until the server knows it is there."""
+        """`saeinterp ops worker`, until the server knows it is there."""
         home = str(self.folder / "worker-home")
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+        command = [sys.executable, "-m", "flows.cli", "ops", "worker", "--pool", pool]
         self._start(f"worker-{pool}", command, self.environment(**{**self.client, "PREFECT_HOME": home, **more}))
         for _ in range(240):
             found = self.ask(f"work_pools/{pool}/workers/filter", {})

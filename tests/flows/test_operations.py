@@ -118,19 +118,6 @@ def test_weekly_schedules_are_there_and_start_nothing(lab: Lab, deployments: dic
     assert lab.flow_runs() == []
 
 
-def test_one_line_activates_a_schedule(lab: Lab, deployments: dict[str, Any], tmp_path: Path) -> None:
-    text = Path("deployments/prefect.yaml").read_text()
-    active = text.replace("active: false", "active: true", 1)
-    (tmp_path / "prefect.yaml").write_text(active)
-    file = ("--prefect-file", str(tmp_path / "prefect.yaml"))
-    assert lab.prefect("--no-prompt", "deploy", *file, "-n", "train-saes/gpu").returncode == 0
-    deployment = lab.ask("deployments/name/train-saes/gpu")
-    assert [schedule["active"] for schedule in deployment["schedules"]] == [True]
-    assert lab.prefect(*DEPLOY[:-1], "-n", "train-saes/gpu").returncode == 0
-    deployment = lab.ask("deployments/name/train-saes/gpu")
-    assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
-
-
 def test_the_form_has_a_title_a_description_and_choices_for_every_field(deployments: dict[str, Any]) -> None:
     for name, deployment in deployments.items():
         schema = deployment["parameter_openapi_schema"]
@@ -154,10 +141,6 @@ def test_doctor_warns_of_an_open_server_and_of_files_that_others_can_read(lab: L
     assert "warning  Prefect access: the server answers without a password" in done.stdout
     assert "saeinterp ops server" in done.stdout
 
-    done = lab.saeinterp("doctor", PREFECT_API_AUTH_STRING="saeinterp:guess")
-    assert done.returncode == 1
-    assert "problem  Prefect access: the server refuses the password" in done.stdout
-
     # Reachable by everybody, unlike what pytest makes.
     with tempfile.TemporaryDirectory() as place:
         shared = Path(place)
@@ -169,7 +152,10 @@ def test_doctor_warns_of_an_open_server_and_of_files_that_others_can_read(lab: L
         profiles = home / "profiles.toml"
         profiles.write_text("")
         profiles.chmod(0o644)
-        done = lab.saeinterp("doctor", "--root", str(results), PREFECT_HOME=str(home))
+        wrong = {"PREFECT_API_AUTH_STRING": "saeinterp:guess", "PREFECT_HOME": str(home)}
+        done = lab.saeinterp("doctor", "--root", str(results), **wrong)
+        assert done.returncode == 1
+        assert "problem  Prefect access: the server refuses the password" in done.stdout
         assert f"problem  private files: other users may read {profiles}" in done.stdout, done.stdout
         assert f"chmod 600 {profiles}" in done.stdout
         assert f"problem  artifacts: other users may read and write {results}" in done.stdout
@@ -230,7 +216,7 @@ def test_prefects_own_command_starts_a_deployment_by_its_name(lab: Lab, deployme
 def test_without_a_worker_the_run_waits_and_that_is_said(lab: Lab, deployments: dict[str, Any]) -> None:
     done = lab.saeinterp("submit", "train-saes", "--preset", "train-saes-small")
     assert done.returncode == 0, done.stderr
-    assert "prefect worker start --pool gpu" in done.stderr
+    assert "saeinterp ops worker --pool gpu" in done.stderr
     (run,) = lab.flow_runs()
     assert run["name"] == "smollm2-135m, layers 5 and 15, k 32"
     assert run["id"] in done.stdout
@@ -322,6 +308,16 @@ def test_failed_layers_alone_run_again_by_the_command_and_by_the_call_of_the_ui(
         names = {task["name"] for task in again if task["state_name"] != "Cached"}
         assert {"train-layer layers.1 subject", "measure-health layers.1 subject"} <= names
         assert not any("layers.0" in name or "layers.2" in name for name in names), names
+
+
+def test_one_line_activates_a_schedule(lab: Lab, deployments: dict[str, Any], tmp_path: Path) -> None:
+    text = Path("deployments/prefect.yaml").read_text()
+    active = text.replace("active: false", "active: true", 1)
+    (tmp_path / "prefect.yaml").write_text(active)
+    file = ("--prefect-file", str(tmp_path / "prefect.yaml"))
+    assert lab.prefect("--no-prompt", "deploy", *file, "-n", "train-saes/gpu").returncode == 0
+    deployment = lab.ask("deployments/name/train-saes/gpu")
+    assert [schedule["active"] for schedule in deployment["schedules"]] == [True]
 
 
 def _retry_by_command(lab: Lab, run: str) -> None:
