@@ -110,10 +110,11 @@ def worker(
 ) -> None:
     """Start a worker of a pool, in this process, with a temporary folder of its own and files that only you can read.
 
-    It takes the server from PREFECT_API_URL and PREFECT_API_AUTH_STRING, else the one that `ops server` started here.
+    Its server is the one that is configured (PREFECT_API_URL, PREFECT_API_AUTH_STRING), else that of `ops server` here.
     """
     from prefect.settings import get_current_settings
 
     from flows.prefect_server import become_worker
 
-    guard(lambda: become_worker(get_current_settings().home, pool=pool))
+    settings = get_current_settings()
+    guard(lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url)))

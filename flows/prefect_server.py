@@ -94,8 +94,11 @@ def become_server(access: Access, *, host: str, port: int) -> None:
     os.execve(sys.executable, command, environment)
 
 
-def become_worker(home: Path, *, pool: str) -> None:
-    """Replace this process by a worker; its address and password are those set, else those of the server here.
+def become_worker(home: Path, *, pool: str, configured: bool) -> None:
+    """Replace this process by a worker.
+
+    Args:
+        configured: Whether a server's address is set; else it is that of the server here.
 
     Raises:
         ArtifactError: Others can read the server's password.
@@ -103,7 +106,7 @@ def become_worker(home: Path, *, pool: str) -> None:
     os.umask(OPEN)
     temporary = home / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
-    client = {} if os.environ.get("PREFECT_API_URL") else read_access(home / FILE)
+    client = {} if configured else read_access(home / FILE)
     environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
     environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
