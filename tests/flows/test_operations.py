@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 import httpx
 import pytest
 import yaml
-from lab import DEPLOY, Lab, free_port
+from lab import DEPLOY, ROOT, Lab, free_port
 
 from flows.catalogue import FLOWS, preset_file
 from saeinterp.config import override, parse_config, read_yaml
@@ -311,7 +311,7 @@ def test_failed_layers_alone_run_again_by_the_command_and_by_the_call_of_the_ui(
 
 
 def test_one_line_activates_a_schedule(lab: Lab, deployments: dict[str, Any], tmp_path: Path) -> None:
-    text = Path("deployments/prefect.yaml").read_text()
+    text = (ROOT / "deployments" / "prefect.yaml").read_text()
     active = text.replace("active: false", "active: true", 1)
     (tmp_path / "prefect.yaml").write_text(active)
     file = ("--prefect-file", str(tmp_path / "prefect.yaml"))
@@ -368,7 +368,7 @@ def _set_up(lab: Lab) -> tuple[list[Any], list[Any], list[Any]]:
 def _presets_in_the_file() -> dict[str, dict[str, Any]]:
     """What prefect.yaml names for every deployment, read from the preset files themselves."""
     found = {}
-    for item in yaml.safe_load(Path("deployments/prefect.yaml").read_text())["deployments"]:
+    for item in yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]:
         step = item["build"][0]["deployments.steps.preset"]
         found[f"{step['flow']}/{item['name']}"] = override(
             read_yaml(preset_file(step["name"])), step.get("changes", ())
