@@ -35,9 +35,9 @@ class Item(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the worker's machine is like; None keeps what the server has."""
+    """What the worker's machine is like; None keeps what the server has, and takes what is here for a new pool."""
 
-    gpus: int
+    gpus: int | None
     root: Path | None
     directory: Path | None
 
@@ -57,6 +57,10 @@ def cards() -> int:
     return len(done.stdout.split())
 
 
+def _cards(wanted: Wanted) -> int:
+    return cards() if wanted.gpus is None else wanted.gpus
+
+
 def set_up(client: SyncPrefectClient, wanted: Wanted, *, dry_run: bool) -> Iterator[Item]:
     """Make pools, concurrency limits and automations that are missing; items come as they are looked at.
 
@@ -65,7 +69,7 @@ def set_up(client: SyncPrefectClient, wanted: Wanted, *, dry_run: bool) -> Itera
     """
     for name in POOLS:
         yield _pool(client, name, wanted, dry_run=dry_run)
-    slots = {f"gpu-{index}": f"card {index}: one task at a time" for index in range(wanted.gpus)}
+    slots = {f"gpu-{index}": f"card {index}: one task at a time" for index in range(_cards(wanted))}
     slots["vllm"] = "one vLLM at a time"
     there = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=200)}
     for name, purpose in slots.items():
@@ -81,9 +85,9 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
-        root, directory = wanted.root or ArtifactStore().root, wanted.directory or Path.cwd()
         template = ProcessWorker.get_default_base_job_template()
-        _fill(template, _environment(name, root, wanted.gpus), directory)
+        environment = _environment(name, wanted.root or ArtifactStore().root, _cards(wanted))
+        _fill(template, environment, wanted.directory or Path.cwd())
         if not dry_run:
             client.create_work_pool(
                 WorkPoolCreate(name=name, type="process", description=POOLS[name], base_job_template=template)
@@ -98,8 +102,7 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
             next_step=f"rename or delete it: prefect work-pool delete {name}",
         )
     template = copy.deepcopy(pool.base_job_template)
-    changes = {} if wanted.root is None else _environment(name, wanted.root, wanted.gpus)
-    _fill(template, changes, wanted.directory)
+    _fill(template, _environment(name, wanted.root, wanted.gpus), wanted.directory)
     if template == pool.base_job_template:
         return Item("found", "work pool", name, _told(template) + (", paused" if pool.is_paused else ""))
     if not dry_run:
@@ -107,10 +110,14 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
     return Item("would change" if dry_run else "changed", "work pool", name, _told(template))
 
 
-def _environment(pool: str, root: Path, gpus: int) -> dict[str, str]:
-    """Variables of every run of a pool: where artifacts lie, and a step under way for every card."""
-    values = {"SAEINTERP_ROOT": str(root)}
-    return values | {"SAEINTERP_WORKERS": str(gpus)} if pool == "gpu" and gpus > 2 else values
+def _environment(pool: str, root: Path | None, gpus: int | None) -> dict[str, str]:
+    """Variables of every run of a pool: where artifacts lie, how many cards have a slot, a step under way for each."""
+    values = {} if root is None else {"SAEINTERP_ROOT": str(root)}
+    if pool == "gpu" and gpus:
+        values["SAEINTERP_GPU_SLOTS"] = str(gpus)
+        if gpus > 2:  # the default
+            values["SAEINTERP_WORKERS"] = str(gpus)
+    return values
 
 
 def _fill(template: dict[str, Any], environment: dict[str, str], directory: Path | None) -> None:
@@ -124,9 +131,11 @@ def _fill(template: dict[str, Any], environment: dict[str, str], directory: Path
 
 def _told(template: dict[str, Any]) -> str:
     properties = template["variables"]["properties"]
-    root = (properties.get("env", {}).get("default") or {}).get("SAEINTERP_ROOT", "the worker's SAEINTERP_ROOT")
+    environment = properties.get("env", {}).get("default") or {}
+    root = environment.get("SAEINTERP_ROOT", "the worker's SAEINTERP_ROOT")
     directory = properties.get("working_dir", {}).get("default") or "a temporary folder"
-    return f"artifacts in {root}, runs start in {directory}"
+    slots = f", {environment['SAEINTERP_GPU_SLOTS']} cards with a slot" if "SAEINTERP_GPU_SLOTS" in environment else ""
+    return f"artifacts in {root}, runs start in {directory}{slots}"
 
 
 def _limit(client: SyncPrefectClient, name: str, purpose: str, there: Any, *, dry_run: bool) -> Item:

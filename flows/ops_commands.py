@@ -56,9 +56,8 @@ def setup(
     from flows.server import connected
 
     def work() -> None:
-        found = cards() if gpus is None else gpus
         wanted = Wanted(
-            gpus=found,
+            gpus=gpus,
             root=None if root is None else root.expanduser().absolute(),
             directory=None if directory is None else directory.expanduser().absolute(),
         )
@@ -67,7 +66,7 @@ def setup(
             for item in set_up(client, wanted, dry_run=dry_run):
                 detail = f": {item.detail}" if item.detail else ""
                 out.print(f"{item.status:<12} {item.what} {item.name}{detail}", markup=False)
-        if gpus is None and not found:
+        if gpus is None and not cards():
             out.print("no GPU is here, so no card has a limit; --gpus N makes those of the worker's machine")
         if dry_run:
             out.print("nothing was made (--dry-run)")

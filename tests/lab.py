@@ -152,10 +152,6 @@ class Lab:
         """All flow runs that exist."""
         return list(self.ask("flow_runs/filter", {"limit": 200}))
 
-    def task_runs(self, flow_run: str) -> list[dict[str, Any]]:
-        """The task runs of a flow run."""
-        return list(self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}, "limit": 200}))
-
     def until(self, flow_run: str, *types: str, seconds: float = 240) -> dict[str, Any]:
         """Wait for a flow run's state to be one of these types."""
         for _ in range(int(seconds)):

@@ -90,9 +90,12 @@ def test_setup_changes_the_folders_that_are_named_and_nothing_else(lab: Lab, tmp
     before = {pool["name"]: pool for pool in _set_up(lab)[0]}
     done = lab.saeinterp("ops", "setup", "--root", str(tmp_path / "other"))
     assert done.stdout.count("changed ") == 2, done.stderr
-    changed = {pool["name"]: pool for pool in _set_up(lab)[0]}
-    assert _root(changed["gpu"]) == str(tmp_path / "other")
-    lab.saeinterp("ops", "setup", "--root", str(lab.runs))
+    changed = {pool["name"]: _environment(pool) for pool in _set_up(lab)[0]}
+    assert changed["gpu"] == {"SAEINTERP_ROOT": str(tmp_path / "other"), "SAEINTERP_GPU_SLOTS": "2"}
+    assert changed["small"] == {"SAEINTERP_ROOT": str(tmp_path / "other")}
+    done = lab.saeinterp("ops", "setup", "--gpus", "1", "--root", str(lab.runs))
+    assert _environment(lab.ask("work_pools/gpu"))["SAEINTERP_GPU_SLOTS"] == "1"
+    assert lab.saeinterp("ops", "setup", "--gpus", "2").stdout.count("changed ") == 1
     after = {pool["name"]: pool for pool in _set_up(lab)[0]}
     assert {name: pool["base_job_template"] for name, pool in after.items()} == {
         name: pool["base_job_template"] for name, pool in before.items()
@@ -275,41 +278,6 @@ def test_an_interrupted_watch_is_code_130_and_the_run_goes_on(workers: Lab) -> N
     assert workers.until(run_id, "CANCELLED", seconds=90)["state_type"] == "CANCELLED"
 
 
-def test_failed_layers_alone_run_again_by_the_command_and_by_the_call_of_the_ui(
-    workers: Lab, planted_config: Path
-) -> None:
-    values = yaml.safe_load(planted_config.read_text())
-    config = {name: values[name] for name in ("subject", "corpus", "capture", "training")}
-    config["absorption"] = {"enabled": False}
-    config["launch"] = {"threads": 1}
-    file = workers.laptop / "retried.yaml"
-
-    retries = {1: _retry_by_command, 2: _retry_by_call}
-    workers.end("worker-gpu")
-    workers.start_worker("gpu", SAEINTERP_FAULT="layers.1@5")
-    runs = {}
-    for seed in retries:
-        config["training"] = {**values["training"], "seed": seed}
-        file.write_text(yaml.safe_dump(config))
-        done = workers.saeinterp("submit", "train-saes", "--config", file.name, "--watch")
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "layers.1" in done.stderr
-        assert _report(done.stdout).is_file()
-        runs[seed] = _run_id(done.stdout)
-
-    workers.end("worker-gpu")
-    workers.start_worker("gpu")
-    for seed, retry in retries.items():
-        run = runs[seed]
-        first = {task["id"] for task in workers.task_runs(run)}
-        retry(workers, run)
-        assert workers.until(run, "COMPLETED", "FAILED", "CRASHED")["state_type"] == "COMPLETED"
-        again = [task for task in workers.task_runs(run) if task["run_count"] > 1 or task["id"] not in first]
-        names = {task["name"] for task in again if task["state_name"] != "Cached"}
-        assert {"train-layer layers.1 subject", "measure-health layers.1 subject"} <= names
-        assert not any("layers.0" in name or "layers.2" in name for name in names), names
-
-
 def test_one_line_activates_a_schedule(lab: Lab, deployments: dict[str, Any], tmp_path: Path) -> None:
     text = (ROOT / "deployments" / "prefect.yaml").read_text()
     active = text.replace("active: false", "active: true", 1)
@@ -318,17 +286,6 @@ def test_one_line_activates_a_schedule(lab: Lab, deployments: dict[str, Any], tm
     assert lab.prefect("--no-prompt", "deploy", *file, "-n", "train-saes/gpu").returncode == 0
     deployment = lab.ask("deployments/name/train-saes/gpu")
     assert [schedule["active"] for schedule in deployment["schedules"]] == [True]
-
-
-def _retry_by_command(lab: Lab, run: str) -> None:
-    assert lab.prefect("flow-run", "retry", run).returncode == 0
-
-
-def _retry_by_call(lab: Lab, run: str) -> None:
-    """What the button of the UI sends."""
-    state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
-    reply = lab.ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
-    assert reply["status"] == "ACCEPT", reply
 
 
 def _run_id(printed: str) -> str:
@@ -343,8 +300,8 @@ def _report(printed: str) -> Path:
     return Path(unquote(urlparse(link[1]).path))
 
 
-def _root(pool: dict[str, Any]) -> str:
-    return str(pool["base_job_template"]["variables"]["properties"]["env"]["default"]["SAEINTERP_ROOT"])
+def _environment(pool: dict[str, Any]) -> dict[str, str]:
+    return dict(pool["base_job_template"]["variables"]["properties"]["env"]["default"])
 
 
 def _set_up(lab: Lab) -> tuple[list[Any], list[Any], list[Any]]:
