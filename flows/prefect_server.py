@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -90,8 +91,7 @@ def become_server(access: Access, *, host: str, port: int) -> None:
         "PREFECT_API_AUTH_STRING": access.password,
         "PREFECT_API_URL": access.url,
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    os.execve(sys.executable, command, environment)
+    _become(["server", "start", "--host", host, "--port", str(port)], environment)
 
 
 def become_worker(home: Path, *, pool: str, configured: bool) -> None:
@@ -109,5 +109,10 @@ def become_worker(home: Path, *, pool: str, configured: bool) -> None:
     client = {} if configured else read_access(home / FILE)
     environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
     environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
-    os.execve(sys.executable, command, environment)
+    _become(["worker", "start", "--pool", pool], environment)
+
+
+def _become(arguments: list[str], environment: dict[str, str]) -> None:
+    # Shells start background jobs of scripts with this signal ignored, and Prefect ends by it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.execve(sys.executable, [sys.executable, "-m", "prefect", *arguments], environment)
