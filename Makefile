@@ -11,7 +11,7 @@ OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -91,6 +91,9 @@ bench-enrichment: .venv/.installed ## associations, nulls and half-samples at fu
 bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM: ours, vLLM's bench client, delphi
 	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt
 	$(RUN) tests/benchmarks/clients.py $(BENCH)
+
+bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
+	$(RUN) tests/benchmarks/dashboard.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

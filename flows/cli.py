@@ -16,6 +16,7 @@ import typer
 from pydantic import BaseModel
 
 import saeinterp
+from flows import report_commands
 from flows.catalogue import FLOWS, configuration, preset_files
 from flows.environment import prepare_environment
 from flows.import_commands import app as import_app
@@ -183,6 +184,10 @@ def presets() -> None:
     for path in preset_files():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         out.print(f"{path.stem:<24} {first}", markup=False)
+
+
+for command in (report_commands.report, report_commands.view, report_commands.export):
+    app.command()(command)
 
 
 def run_module(flow: Any, model: type[BaseModel]) -> None:

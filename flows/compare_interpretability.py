@@ -89,6 +89,7 @@ def compare_interpretability(
         enrichment={
             key: ref for title, by_seed in found.items() for key, ref in enriching.titled(title, by_seed).items()
         },
+        detail_latents=config.report.latents,
         saes={member.track.title: member.active.saes for member in (*members.values(), *floors.values())},
         failures=failures,
     )

@@ -43,6 +43,7 @@ def correlate_tokens(config: CorrelateTokensConfig = CorrelateTokensConfig()) ->
         title="Latents and tokens",
         key="correlate-tokens",
         config=config,
+        detail_latents=config.report.latents,
         enrichment=enrichment,
         saes={track.title: found.saes for track, found in zip(tracks, active, strict=True)},
         failures=failures,

@@ -42,8 +42,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     )
     measuring = lanes.measure(lane, texts, pipeline, absorption=True)
 
-    examples = explaining.freeze_examples(lane, texts.corpus, config.capture, config.examples)
-    with Servers(after=measuring.pending) as servers:
+    examples, profiles = explaining.freeze(lane, texts.corpus, config.capture, config.examples)
+    with Servers(after=[*profiles.values(), *measuring.pending]) as servers:
         explained, scores = explaining.explain_and_score(
             lane,
             examples,
@@ -63,6 +63,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     for stage, items in {"examples": examples, "explaining": explained[EXPLAINER]}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
+    described, more = settle("describing latents", SIDE, profiles)
+    failures += more
     judged, more, short = explaining.settle_scores(scores, {}, hookpoints=config.capture.hookpoints, side=SIDE)
     failures += more
     agreement = None
@@ -94,6 +96,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
         explainer_comparison=compared[0] if compared else None,
         scorer_agreement=agreement,
         health={SIDE: measured.health},
+        profiles=tuple(described.values()),
+        detail_latents=config.report.latents,
         saes={SIDE: measured.saes},
         grades=lanes.grade({SIDE: measured}, config.grading),
         failures=failures,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
 
@@ -16,7 +15,7 @@ from saeinterp.artifacts import Artifact
 from saeinterp.config import ProbeLatentsConfig
 from saeinterp.health.probing.labelled import read_labelled, split_rows
 from tasks.probing import probe_table
-from tasks.publish import MARKDOWN_LIMIT
+from tasks.publish import publish_probes
 from tasks.step import finished, settle
 
 SIDE = "subject"
@@ -61,10 +60,7 @@ def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     )
     if not isinstance(probes, Artifact):  # planning: a recipe, nothing to publish
         return Completed(data=Outcome(report="", failures=[]))
-    text = probes.file("report.md").read_text(encoding="utf-8")
-    if len(text) > MARKDOWN_LIMIT:
-        text = text[:MARKDOWN_LIMIT] + f"\n\n(cut here; the whole text is {probes.file('report.md')})"
-    create_markdown_artifact(markdown=text, key="probe-latents-summary", description=probes.id)
+    publish_probes(probes, failures=lines)
     outcome = Outcome(report=str(probes.path), failures=lines)
     for line in lines:
         get_run_logger().error(line)

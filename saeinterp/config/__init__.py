@@ -23,6 +23,7 @@ from saeinterp.config.interpretability import CompareInterpretabilityConfig, Cor
 from saeinterp.config.llm import BudgetConfig, LLMConfig, ServingConfig
 from saeinterp.config.probing import ProbeLatentsConfig, SparseProbingConfig
 from saeinterp.config.reading import dump_config, load_config, override, parse_config, read_yaml
+from saeinterp.config.reporting import ReportConfig
 from saeinterp.config.subject import (
     CaptureConfig,
     CorpusConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "PositionsConfig",
     "ProbeLatentsConfig",
     "ProblemsConfig",
+    "ReportConfig",
     "ScorerConfig",
     "ServingConfig",
     "SparseProbingConfig",
