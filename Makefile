@@ -7,10 +7,11 @@ MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
 TOKENS := tests/flows/test_correlate_tokens.py
+OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -36,6 +37,9 @@ test-interruptions: .venv/.installed ## explaining and scoring with the run, the
 
 test-serving: .venv/.installed ## servers that a run starts and stops, killed at any point
 	$(RUN) -m pytest -m slow $(SERVING)
+
+test-operations: .venv/.installed ## a Prefect server with a password, its workers, and runs started from another folder
+	$(RUN) -m pytest -m slow $(OPERATIONS)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare

@@ -13,7 +13,7 @@ from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from flows.serving import Servers
 from saeinterp.artifacts import Ref
 from saeinterp.config import CompareExplainersConfig, ScorerConfig, SubjectConfig, parse_config
@@ -25,7 +25,13 @@ SIDE = "subject"
 CONTROL = "random weights"
 
 
-@flow(name="compare-explainers", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="compare-explainers",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig()) -> State[Outcome]:
     """Compare explainers pair by pair, by paired tests over the same latents and examples."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)

@@ -10,7 +10,7 @@ from prefect.states import State
 from flows import enriching, lanes
 from flows.ending import Outcome, conclude
 from flows.enriching import Active, Track
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Ref
 from saeinterp.config import CompareInterpretabilityConfig, CorrelateTokensConfig, SubjectConfig, recipe_of
 from saeinterp.subject import subject_info
@@ -29,7 +29,13 @@ class Member(NamedTuple):
     active: Active
 
 
-@flow(name="compare-interpretability", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="compare-interpretability",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def compare_interpretability(
     config: CompareInterpretabilityConfig = CompareInterpretabilityConfig(),
 ) -> State[Outcome]:

@@ -9,7 +9,7 @@ from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from flows.serving import Servers
 from saeinterp.config import ExplainFeaturesConfig
 from tasks import steps
@@ -20,7 +20,13 @@ EXPLAINER = "explainer"
 CONTROLS: tuple[Literal["empty", "permuted"], ...] = ("empty", "permuted")
 
 
-@flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="explain-features",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) -> State[Outcome]:
     """Explain latents with one explainer and score it against the empty and permuted controls."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)

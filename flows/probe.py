@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed, State
 
 from flows import lanes
 from flows.ending import Outcome
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Artifact
 from saeinterp.config import ProbeLatentsConfig
 from saeinterp.health.probing.labelled import read_labelled, split_rows
@@ -21,7 +21,13 @@ from tasks.step import finished, settle
 SIDE = "subject"
 
 
-@flow(name="probe-latents", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="probe-latents",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     """Train or find one SAE per hookpoint, then probe them for the classes of a labelled table."""
     # A table that cannot be used should not cost a training first.
