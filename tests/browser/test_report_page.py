@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from browser.visiting import Visit, expect
 from planted_profiles import plant_profiles
@@ -80,6 +81,17 @@ def test_columns_sort_by_value_with_missing_ones_last(visit: Visit) -> None:
     known = [float(text) for text in texts if text != "NA"]
     assert known == sorted(known, reverse=True)
     assert len(known) > 5
+
+
+def test_one_button_puts_the_latents_first_on_which_the_sides_differ_most(visit: Visit, report: Artifact) -> None:
+    button = visit.page.get_by_role("button", name="Largest differences first")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    table = pl.read_parquet(report.path / "tables" / "latents.parquet").with_columns(pl.col("delta").abs())
+    known = table.drop_nulls("delta").sort("delta", descending=True, maintain_order=True)["id"].to_list()
+    assert visit.shown()[:5] == known[:5]
+    visit.page.locator('.tabulator-col[tabulator-field="value_b"] .tabulator-col-title').first.click()
+    expect(button).to_have_attribute("aria-pressed", "false")
 
 
 def test_header_and_quick_filters_say_how_many_are_left(visit: Visit) -> None:

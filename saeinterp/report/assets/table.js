@@ -66,9 +66,11 @@ async function makeTable(data, openDetail) {
       field: "status", title: "Status", width: 150, responsive: 3, headerFilter: "list", headerFilterParams: options("status"), headerFilterPlaceholder: "any", headerFilterFunc: "=",
       formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getValue().replaceAll("_", " ")),
     },
-  ].filter((column) => data.columns[column.field] !== undefined);
+    { field: "distance", title: "Distance", visible: false, download: false, sorter: missingLast },
+  ].filter((column) => column.field === "distance" || data.columns[column.field] !== undefined);
 
   const rows = tableRows(data.columns);
+  for (const row of rows) row.distance = row.delta === null ? null : Math.abs(row.delta);
   const grid = byId("latent-grid");
   const table = new Tabulator(grid, {
     data: rows, columns, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
@@ -103,6 +105,12 @@ async function makeTable(data, openDetail) {
       if (quick) table.addFilter(quick);
     });
   });
+  const furthest = byId("latent-furthest");
+  furthest.addEventListener("click", () => {
+    if (furthest.getAttribute("aria-pressed") === "true") table.clearSort();
+    else table.setSort("distance", "desc");
+  });
+  table.on("dataSorted", (sorters) => furthest.setAttribute("aria-pressed", String(sorters[0]?.field === "distance")));
   byId("latent-csv").addEventListener("click", () => table.download("csv", "latents.csv", { bom: true }));
   document.documentElement.classList.add("has-grid");
   await built;
