@@ -112,6 +112,11 @@ ASSOCIATED: dict[str, tuple[str, Style | None]] = {
     "Token": ("token", None),
     "MCC": ("mcc", "score"),
 }
+VOLCANO: dict[str, tuple[str, Style | None]] = {
+    "Token": ("token", None),
+    "p": ("p_value", "p"),
+    "q": ("q_value", "p"),
+}
 
 
 def check_page(html: str, folder: Path) -> Walker:
@@ -137,6 +142,8 @@ def check_page(html: str, folder: Path) -> Walker:
         assert _matched(page, latents, "Latent", known) > 0
     if (associated := _table(folder, "associated")) is not None:
         assert _matched(page, associated, "Latent", ASSOCIATED) > 0
+    if (marks := _table(folder, "volcano")) is not None:
+        assert _matched(page, marks, "Latent", VOLCANO) > 0
     return page
 
 
@@ -187,15 +194,15 @@ def _table(folder: Path, name: str) -> pl.DataFrame | None:
 
 
 def _matched(page: Walker, table: pl.DataFrame, key: str, known: dict[str, tuple[str, Style | None]]) -> int:
-    """How many cells of the page's tables with this key column were compared with the file's rows."""
+    """How many cells of the page's tables with all these columns were compared with the file's rows."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in table.iter_rows(named=True):
         rows.setdefault(row["id"], []).append(row)
     compared = 0
     for shown in page.tables:
-        places = {name: shown.head.index(name) for name in known if name in shown.head}
-        if key not in shown.head or not places:
+        if not {key, *known} <= set(shown.head):
             continue
+        places = {name: shown.head.index(name) for name in known}
         of_key = shown.head.index(key)
         for cells in shown.rows:
             if len(cells) != len(shown.head) or cells[of_key] not in rows:
