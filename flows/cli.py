@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 import saeinterp
 from flows import report_commands
+from flows.artifact_commands import app as artifacts_app
 from flows.catalogue import FLOWS, configuration, preset_files
 from flows.environment import prepare_environment
 from flows.import_commands import app as import_app
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(sae_app)
 app.add_typer(import_app)
 app.add_typer(ops_app)
+app.add_typer(artifacts_app)
 
 FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
 ConfigFile = Annotated[

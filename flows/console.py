@@ -92,8 +92,10 @@ def _leave() -> None:
 
 def print_ending(state: Any, outcome: Any, *, out: Console, err: Console) -> bool:
     """Print the failures and the report's files; returns whether the run completed."""
-    from flows.ending import Outcome
+    from flows.ending import IncompleteError, Outcome
 
+    if isinstance(outcome, IncompleteError):
+        outcome = outcome.outcome
     if not isinstance(outcome, Outcome):
         err.print(f"Failed: {state.message}", style="red", markup=False)
         return False

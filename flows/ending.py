@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed, State
@@ -29,6 +29,25 @@ class Outcome(BaseModel):
 
     report: str
     failures: list[str]
+
+
+class IncompleteError(Exception):
+    """What a run ends with when its report stands, but not all that was asked is in it.
+
+    A failed state must hold an exception: Prefect raises it in the process of a deployed run.
+
+    Attributes:
+        outcome: What the run left behind; None where the state was read from the server.
+    """
+
+    def __init__(self, message: str, outcome: Outcome | None = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def incomplete(message: str, outcome: Outcome) -> State[Outcome]:
+    """The failed state of a run that left a report."""
+    return cast("State[Outcome]", Failed(message=message, data=IncompleteError(message, outcome)))
 
 
 def conclude(
@@ -88,9 +107,7 @@ def conclude(
             logger.error(line)
         layers = ", ".join(sorted({f"{item.hookpoint} ({item.side})" for item in failures}))
         if not failures:
-            return Failed(message=f"Completed with failures: {'; '.join(shortfalls)}", data=outcome)
-        return Failed(
-            message=f"{layers} failed; the report holds the others. Retry this flow run to run only what failed.",
-            data=outcome,
-        )
+            return incomplete(f"Completed with failures: {'; '.join(shortfalls)}", outcome)
+        message = f"{layers} failed; the report holds the others. Retry this flow run to run only what failed."
+        return incomplete(message, outcome)
     return Completed(message=f"Report: {report.path / 'report.html'}", data=outcome)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, State
 
 from flows import lanes
-from flows.ending import Outcome
+from flows.ending import Outcome, incomplete
 from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Artifact
 from saeinterp.config import ProbeLatentsConfig
@@ -46,7 +46,7 @@ def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     layers = ", ".join(str(item.hookpoint) for item in failures)
     lines = [f"{item.hookpoint}: {item.stage} failed: {item.error}" for item in failures]
     if not saes:
-        return Failed(message="No layer has an SAE to probe", data=Outcome(report="", failures=lines))
+        return incomplete("No layer has an SAE to probe", Outcome(report="", failures=lines))
     probes = finished(
         probe_table.submit(
             subject=subject,
@@ -65,7 +65,7 @@ def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     for line in lines:
         get_run_logger().error(line)
     if lines:
-        return Failed(message=f"{layers} failed; the report holds the others. Retry this flow run.", data=outcome)
+        return incomplete(f"{layers} failed; the report holds the others. Retry this flow run.", outcome)
     return Completed(message=f"Report: {probes.path / 'report.md'}", data=outcome)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.locating import locate
-from flows.terminal import Root, guard, out
+from flows.terminal import Root, guard, out, size_text
 from saeinterp.artifacts import MANIFEST, ArtifactStore
 from saeinterp.errors import ConfigError
 from saeinterp.sae.export import PROJECT, Target, export_curves
@@ -186,11 +186,4 @@ def _shape(values: dict[str, Any]) -> str:
 
 
 def _files(files: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {_size(size)}" for name, size in files.items())
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+    return ", ".join(f"{name} {size_text(size)}" for name, size in files.items())

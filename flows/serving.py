@@ -7,18 +7,17 @@ server takes most of a GPU's memory.
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 from prefect.logging import get_run_logger
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import LLMConfig
-from saeinterp.explain.serving import Server, vllm_server
+from saeinterp.errors import ConfigError
+from saeinterp.explain.serving import Server, find_vllm, vllm_server
+from tasks.cards import SLOTS, Need, cards, release_gpu_memory, slot_names
 from tasks.step import Pending, is_planning, wait_for
 
 _PATIENCE = 5.0  # seconds between the last answer of a server and the end of its processes
@@ -78,8 +77,11 @@ class Servers:
             wait_for(self._using)
             self._stop()
             wait_for(self._after)
-            _release_gpu_memory()
-            self._server = self._stack.enter_context(vllm_server(llm, store=ArtifactStore(), say=get_run_logger().info))
+            release_gpu_memory()
+            held = self._stack.enter_context(cards(_need(llm), server=True))
+            self._server = self._stack.enter_context(
+                vllm_server(llm, store=ArtifactStore(), visible=held.visible, say=get_run_logger().info)
+            )
             self._key = key
         pending = submit(llm.model_copy(update={"base_url": self._server.config.base_url}))
         self._using += pending.values()
@@ -94,9 +96,19 @@ class Servers:
         self._stack.close()
 
 
-def _release_gpu_memory() -> None:
-    """Give back what torch keeps of the GPU for its next tensors."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
+def _need(llm: LLMConfig) -> Need:
+    """The cards of a server; the CPU build takes none.
+
+    Raises:
+        ConfigError: The configuration names its cards, and slots are to choose them.
+    """
+    if not slot_names() or find_vllm(llm.serving).cpu:
+        return Need()
+    if "CUDA_VISIBLE_DEVICES" in llm.serving.env:
+        raise ConfigError(
+            f"{SLOTS} chooses the cards",
+            field="llm.serving.env",
+            got="CUDA_VISIBLE_DEVICES",
+            next_step="leave it out, and set llm.serving.tensor_parallel to the number of cards",
+        )
+    return Need(number=llm.serving.tensor_parallel)

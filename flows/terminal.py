@@ -47,3 +47,11 @@ def complain(error: SaeinterpError, code: int) -> NoReturn:
         err.print_exception()
     err.print(f"Error: {error}", style="red", markup=False)
     raise typer.Exit(code) from None
+
+
+def size_text(count: int) -> str:
+    """A number of bytes, as people read it."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict
 
 from saeinterp.errors import ArtifactError, DamagedArtifactError, DataError
 from saeinterp.hardware import hardware
+from saeinterp.holding import hold
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +200,11 @@ class ArtifactStore:
     def __repr__(self) -> str:
         return f"ArtifactStore({str(self.root)!r})"
 
+    def hold(self, *used: Ref) -> None:
+        """Keep a clean-up (`saeinterp artifacts gc`) from removing these while this process runs."""
+        if self.root.is_dir():
+            hold(self.root, [f"{ref.kind}/{ref.name}-{ref.hash[:8]}" for ref in used])
+
     def find(self, recipe: Recipe, *, verify: bool = True) -> Artifact | None:
         """The finished artifact of a recipe, or None.
 
@@ -241,6 +247,10 @@ class ArtifactStore:
         Raises:
             ArtifactError: The root cannot be written, or the disk is full.
         """
+        with self._writing():
+            # For this user alone, since what follows from a text may be as private as the text; `chmod` it to share.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.hold(recipe, *recipe.inputs)
         try:
             existing = self.find(recipe)
         except DamagedArtifactError as error:
@@ -251,17 +261,9 @@ class ArtifactStore:
             yield Build(recipe, existing.path, None, existing)
             return
         scratch = self.root / ".scratch"
-        try:
+        with self._writing():
             (self.root / recipe.folder).parent.mkdir(parents=True, exist_ok=True)
             scratch.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot write to the artifact folder: {error.strerror}",
-                field="SAEINTERP_ROOT",
-                got=str(self.root),
-                expected="a folder this user may write to",
-                next_step="set SAEINTERP_ROOT to another folder or fix its permissions",
-            ) from error
         self.sweep()
         with _work_folder(self.root / ".work" / recipe.folder) as work:
             place = f"{recipe.folder.replace('/', '_')}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -284,13 +286,26 @@ class ArtifactStore:
             if build.artifact is not None:  # a step that failed keeps what it can resume from
                 shutil.rmtree(work, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write to the artifact folder: {error.strerror}",
+                field="SAEINTERP_ROOT",
+                got=str(self.root),
+                expected="a folder this user may write to",
+                next_step="set SAEINTERP_ROOT to another folder or fix its permissions",
+            ) from error
+
     def sweep(self) -> int:
         """Remove scratch folders left by processes of this host that are gone; returns how many."""
         removed = 0
         for folder in (self.root / ".scratch").glob("*"):
             _, _, tail = folder.name.rpartition(f"-{socket.gethostname()}-")
             pid = tail.split("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
+            if pid.isdigit() and not process_alive(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
@@ -452,7 +467,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _alive(pid: int) -> bool:
+def process_alive(pid: int) -> bool:
+    """Whether a process of this host runs, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

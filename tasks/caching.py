@@ -49,6 +49,7 @@ class ByRecipe(CachePolicy):
         assert self.recipe is not None
         recipe = recipe_for(self.recipe, inputs)
         store = ArtifactStore()
+        store.hold(recipe)
         place = hashlib.sha256(str(store.root).encode()).hexdigest()[:8]
         key = f"{recipe.kind}/{recipe.name}-{recipe.hash}-{place}"
         try:

@@ -27,15 +27,15 @@ from saeinterp.enrichment import (
 from saeinterp.subject import build_problems, build_problems_recipe, collect_positions, collect_positions_recipe
 from tasks.progress import listener
 from tasks.step import step
-from tasks.turns import TURN
+from tasks.turns import TURN, turn
 
 
 @step(build_problems_recipe)
 def prepare_problems(subject: Artifact, config: ProblemsConfig, device: Placement, label: str) -> Artifact:
     """Read the problems, part samples from training, and tokenise them."""
-    with TURN:
+    with turn(device) as place:
         return build_problems(
-            subject, config=config, device=device, store=ArtifactStore(), progress=listener(f"problems {label}")
+            subject, config=config, device=place, store=ArtifactStore(), progress=listener(f"problems {label}")
         )
 
 
@@ -57,13 +57,13 @@ def capture_positions(
     label: str,
 ) -> Artifact:
     """Run the model over the problems once and store the activations of every hookpoint at the chosen positions."""
-    with TURN:
+    with turn(device) as place:
         return collect_positions(
             subject,
             problems,
             capture=capture,
             positions=positions,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"capture {label}"),
         )

@@ -23,7 +23,7 @@ from saeinterp.health import (
 )
 from tasks.progress import listener
 from tasks.step import ahead, step
-from tasks.turns import TURN
+from tasks.turns import turn
 
 
 @ahead
@@ -40,7 +40,7 @@ def measure_together(
 ) -> None:
     """Measure the health of several SAEs in one pass; what fails is left to the SAE's own task."""
     there = [(name, sae) for name, sae in zip(hookpoints, saes, strict=True) if isinstance(sae, Artifact)]
-    with TURN:
+    with turn(device) as place:
         evaluate_layers(
             subject,
             corpus,
@@ -48,7 +48,7 @@ def measure_together(
             there,
             config=config,
             dataset=dataset,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"health {label}"),
         )
@@ -67,7 +67,7 @@ def measure_health(
     label: str,
 ) -> Artifact:
     """Measure one SAE's health on one held-out text."""
-    with TURN:
+    with turn(device) as place:
         return evaluate_health(
             subject,
             corpus,
@@ -76,7 +76,7 @@ def measure_health(
             hookpoint=hookpoint,
             config=config,
             dataset=dataset,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"health {label}"),
         )
@@ -87,12 +87,12 @@ def probe_letters_together(
     subject: Artifact, hookpoints: Sequence[str], config: AbsorptionConfig, device: Placement, label: str
 ) -> None:
     """Train the first-letter probes of several layers from one pass over the prompts."""
-    with TURN:
+    with turn(device) as place:
         letter_probes(
             subject,
             hookpoints=hookpoints,
             config=config,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"letters {label}"),
         )
@@ -103,12 +103,12 @@ def probe_letters(
     subject: Artifact, hookpoint: str, config: AbsorptionConfig, device: Placement, label: str
 ) -> Artifact:
     """Train the first-letter probes of one layer."""
-    with TURN:
+    with turn(device) as place:
         probes = letter_probes(
             subject,
             hookpoints=(hookpoint,),
             config=config,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"letters {label}"),
         )
@@ -120,13 +120,13 @@ def measure_layer_absorption(
     probes: Artifact, sae: Artifact, hookpoint: str, config: AbsorptionConfig, device: Placement, label: str
 ) -> Artifact:
     """Measure one SAE's first-letter absorption."""
-    with TURN:
+    with turn(device) as place:
         return measure_absorption(
             probes,
             sae,
             hookpoint=hookpoint,
             config=config,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"absorption {label}"),
         )

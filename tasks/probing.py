@@ -9,7 +9,7 @@ from saeinterp.config import Placement, SparseProbingConfig
 from saeinterp.health import probe_labels, probe_labels_recipe
 from tasks.progress import listener
 from tasks.step import step
-from tasks.turns import TURN
+from tasks.turns import turn
 
 
 @step(probe_labels_recipe)
@@ -23,14 +23,14 @@ def probe_table(
     label: str,
 ) -> Artifact:
     """Probe the SAEs of every layer for the classes of a labelled table."""
-    with TURN:
+    with turn(device) as place:
         return probe_labels(
             subject,
             activations,
             saes,
             hookpoints=hookpoints,
             config=config,
-            device=device,
+            device=place,
             store=ArtifactStore(),
             progress=listener(f"probe {label}"),
         )

@@ -56,9 +56,10 @@ from saeinterp.subject import (
     prepare_subject,
     prepare_subject_recipe,
 )
+from tasks.cards import Need, cards, computing_here
 from tasks.progress import listener
 from tasks.step import ahead, step
-from tasks.turns import TURN
+from tasks.turns import TURN, turn
 
 
 @step(prepare_subject_recipe)
@@ -79,13 +80,15 @@ def capture_activations(
     subject: Artifact, corpus: Artifact, config: CaptureConfig, splits: tuple[Split, ...], device: Placement, label: str
 ) -> Artifact:
     """Run the model once and store the activations of every hookpoint."""
-    with TURN:
+    several = config.processes > 1  # child processes, which load the subject themselves
+    with TURN, cards(Need.of(device, processes=config.processes)) as held, computing_here(None if several else held):
         return collect_activations(
             subject,
             corpus,
             config=config,
             splits=splits,
-            device=device,
+            device=device if several else held.here(device),
+            visible=held.visible if several else None,
             store=ArtifactStore(),
             progress=listener(f"capture {label}"),
         )
@@ -104,18 +107,20 @@ def train_together(
     label: str,
 ) -> None:
     """Train the SAEs of several layers in one child process; what fails is left to the layer's own task."""
-    train_saes(
-        activations,
-        hookpoints=hookpoints,
-        config=config,
-        launch=launch,
-        subject=subject,
-        corpus=corpus,
-        capture=capture,
-        device=device,
-        store=ArtifactStore(),
-        progress=listener(f"train {label}"),
-    )
+    with cards(Need.of_training(launch, device if subject else None)) as held:
+        train_saes(
+            activations,
+            hookpoints=hookpoints,
+            config=config,
+            launch=launch,
+            subject=subject,
+            corpus=corpus,
+            capture=capture,
+            device=held.below(device),
+            visible=held.visible,
+            store=ArtifactStore(),
+            progress=listener(f"train {label}"),
+        )
 
 
 @step(train_sae_recipe)
@@ -131,18 +136,20 @@ def train_layer(
     label: str,
 ) -> Artifact:
     """Train one SAE in a child process."""
-    return train_sae(
-        activations,
-        hookpoint=hookpoint,
-        config=config,
-        launch=launch,
-        subject=subject,
-        corpus=corpus,
-        capture=capture,
-        device=device,
-        store=ArtifactStore(),
-        progress=listener(f"train {label}"),
-    )
+    with cards(Need.of_training(launch, device if subject else None)) as held:
+        return train_sae(
+            activations,
+            hookpoint=hookpoint,
+            config=config,
+            launch=launch,
+            subject=subject,
+            corpus=corpus,
+            capture=capture,
+            device=held.below(device),
+            visible=held.visible,
+            store=ArtifactStore(),
+            progress=listener(f"train {label}"),
+        )
 
 
 @step(adopt_sae_recipe)
@@ -201,7 +208,8 @@ def explain_latents(
     """Write one explanation per latent."""
     # While a server of the flow's own runs, nothing else computes here.
     asks = config.kind != "top-tokens" and config.llm.provider != "vllm"
-    with TURN if asks and (config.llm.provider == "in-process" or config.logit_lens) else nullcontext():
+    answers = asks and config.llm.provider == "in-process"
+    with turn(Placement()) if answers else TURN if asks and config.logit_lens else nullcontext():
         return explain(
             examples,
             subject,
@@ -222,7 +230,7 @@ def make_control(explanations: Artifact, control: Literal["permuted", "empty"], 
 @step(score_recipe)
 def score_explanations(explanations: Artifact, examples: Artifact, config: ScorerConfig, label: str) -> Artifact:
     """Judge the explanations on examples their writer never saw."""
-    with TURN if config.llm.provider == "in-process" else nullcontext():
+    with turn(Placement()) if config.llm.provider == "in-process" else nullcontext():
         return score(explanations, examples, config=config, store=ArtifactStore(), progress=listener(f"score {label}"))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from saeinterp.config.base import Config, place
 
@@ -95,6 +96,18 @@ class LLMConfig(Config):
     """How often a failed request is sent again."""
     budget: BudgetConfig = place(BudgetConfig())
     """What one flow run may ask."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for url in (value,) if isinstance(value, str) else value or ():
+            parts = urlsplit(url)
+            if "@" in parts.netloc or parts.query:
+                raise ValueError(
+                    "a URL is written down with the configuration: leave user, password and ?... out, and put the key "
+                    "into the environment variable that api_key_env names"
+                )
+        return value
 
     @model_validator(mode="after")
     def _has_url(self) -> LLMConfig:

@@ -92,6 +92,12 @@ def load_model(config: LLMConfig, *, store: ArtifactStore) -> LocalModel:
         return _LOADED[artifact.hash]
 
 
+def unload_models() -> None:
+    """Forget the models that were loaded; the next request loads its own again."""
+    with _LOCK:
+        _LOADED.clear()
+
+
 def _manner(request: Request) -> tuple[object, ...]:
     return request.group, request.max_tokens, request.temperature, request.seed, request.choices, request.slot
 

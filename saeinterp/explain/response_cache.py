@@ -9,6 +9,7 @@ loses power only what its last sync had not reached.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -59,7 +60,8 @@ class ResponseCache:
         """Read the whole lines that were added since the last look."""
         with self._lock:
             for path in sorted(self.folder.glob("*.jsonl")):
-                self._follow(path)
+                with contextlib.suppress(FileNotFoundError):  # cleaned up this moment
+                    self._follow(path)
 
     def get(self, key: str) -> list[Reply] | None:
         """The replies stored under a key."""
@@ -119,10 +121,10 @@ class ResponseCache:
 
     def _own_shard(self) -> FileIO:
         if self._shard is None or self._pid != os.getpid():  # a forked child must not share its parent's file
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._pid = os.getpid()
             path = self.folder / f"{socket.gethostname()}-{self._pid}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._shard = FileIO(path, "xb")
+            self._shard = FileIO(path, "xb", opener=_private)
         return self._shard
 
     def _follow(self, path: Path) -> None:
@@ -140,6 +142,11 @@ class ResponseCache:
                 self._known[entry["key"]] = [_unpacked(reply) for reply in entry["replies"]]
             except (ValueError, KeyError, TypeError):
                 log.warning("%s holds a line that is no reply; it is asked for again", path)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open for this user alone: replies are as private as the text they are about."""
+    return os.open(path, flags, 0o600)
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Reply)}

@@ -64,6 +64,7 @@ def collect_activations(
     store: ArtifactStore,
     splits: Sequence[Split] = SPLITS,
     device: str | Placement = "auto",
+    visible: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Run the subject over the corpus and keep the activations of every hookpoint.
@@ -74,6 +75,9 @@ def collect_activations(
     over the usable rows of the train split, or of all rows where train is not collected); `cache.json`.
     `norm_limit` is `norm_multiple` × the exact median L2 norm over all collected rows at position > 0 that are
     no special tokens.
+
+    Args:
+        visible: The GPUs that child processes share out (`CUDA_VISIBLE_DEVICES`); None takes all that are seen.
 
     Raises:
         BudgetError: The cache would exceed `disk_budget_gb` or the free disk; raised before the model is loaded.
@@ -110,7 +114,7 @@ def collect_activations(
                 work=space.work,
                 threads=torch.get_num_threads(),
             )
-            layout = capture_in_processes(job, processes=config.processes, report=done)
+            layout = capture_in_processes(job, processes=config.processes, visible=visible, report=done)
         else:
             layout = _capture_here(subject, contexts, missing, config=config, device=device, work=space.work, done=done)
         facts, means = {}, {}

@@ -68,7 +68,9 @@ def seats(placement: Placement, processes: int, *, environment: Mapping[str, str
     spread = placement.device_map != "single"
     if device != "cuda":
         return [Seat(placement, None)] * processes
-    count = torch.cuda.device_count()
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    cards = [name.strip() for name in named.split(",")] if named else list(map(str, range(torch.cuda.device_count())))
+    count = min(len(cards), torch.cuda.device_count())
     if count < processes or (spread and count % processes):
         raise ConfigError(
             f"{count} GPUs cannot be shared out to {processes} processes",
@@ -78,16 +80,17 @@ def seats(placement: Placement, processes: int, *, environment: Mapping[str, str
             next_step="lower capture.processes, or show more GPUs (CUDA_VISIBLE_DEVICES)"
             + ("" if spread else "; with subject.device: cuda:0 all processes share that GPU"),
         )
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    cards = [name.strip() for name in named.split(",")] if named else [str(index) for index in range(count)]
     each = count // processes if spread else 1
     return [Seat(placement, ",".join(cards[start : start + each])) for start in range(0, each * processes, each)]
 
 
-def capture_in_processes(job: CaptureJob, *, processes: int, report: Callable[[int], None]) -> Layout:
+def capture_in_processes(
+    job: CaptureJob, *, processes: int, visible: str | None = None, report: Callable[[int], None]
+) -> Layout:
     """Write the shards of `job`, dealt out over processes; returns what they found the layout to be.
 
     Args:
+        visible: The GPUs that are shared out; None takes those that this process sees.
         report: Called with the rows done by this call.
 
     Raises:
@@ -95,7 +98,8 @@ def capture_in_processes(job: CaptureJob, *, processes: int, report: Callable[[i
         CaptureError: A process ended before its time.
         SaeinterpError: What a process raised, in its own type.
     """
-    places = seats(job.placement, processes, environment=os.environ)
+    environment = os.environ if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    places = seats(job.placement, processes, environment=environment)
     if job.shards or not (job.work / _LAYOUT).exists():
         _Crew(job, places[: max(1, len(job.shards))]).run(report)
     found = read_json(job.work / _LAYOUT)

@@ -1,7 +1,8 @@
 """A stand-in for a Python with vLLM: starts at once, fails on demand, and has processes of its own like the real one.
 
 Run as `fake_vllm.py -c PROBE` or `fake_vllm.py -m vllm.entrypoints.openai.api_server ...`. Environment variables make
-it fail: FAKE_DIES (what it prints before it ends), FAKE_DEAF (it never answers). Completions are the oracle's.
+it fail: FAKE_DIES (what it prints before it ends), FAKE_DEAF (it never answers). FAKE_DELAY is how long it takes for
+each answer, in seconds. Completions are the oracle's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -64,6 +66,7 @@ def serve() -> None:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
             answer = answers()._answer(self.path, body, self.headers.get("Authorization", ""))
             self._send(answer.status, answer.body)
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from explain.oracle import Oracle
 from lab import free_port
+from operations import Operations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,3 +103,28 @@ def cli(prefect_url: str) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]:
+    """A server with authentication and a process worker, as a lab runs them."""
+    lab = Operations(tmp_path_factory.mktemp("operations"))
+    try:
+        lab.start_server()
+        lab.start_worker()
+        yield lab
+    finally:
+        lab.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_training(planted_folder: Path, planted_corpus: Path) -> dict[str, Any]:
+    """`train-saes` over three layers of the planted subject, in seconds."""
+    return {
+        "subject": {"model": str(planted_folder), "dtype": "float32"},
+        "corpus": {"sources": [{"name": str(planted_corpus)}], "context_length": 64},
+        "capture": {"hookpoints": ["layers.0", "layers.1", "layers.2"]},
+        "training": {"num_latents": 20, "k": 1, "epochs": 2, "batch_rows": 256, "dead_after_rows": 2000},
+        "launch": {"threads": 1},
+        "absorption": {"enabled": False},
+    }

@@ -136,12 +136,15 @@ def served(config: LLMConfig, *, store: ArtifactStore) -> Iterator[LLMConfig]:
 
 
 @contextlib.contextmanager
-def vllm_server(config: LLMConfig, *, store: ArtifactStore, say: Callable[[str], None] = log.info) -> Iterator[Server]:
+def vllm_server(
+    config: LLMConfig, *, store: ArtifactStore, visible: str | None = None, say: Callable[[str], None] = log.info
+) -> Iterator[Server]:
     """Start vLLM, wait until it answers, stop it in the end; nothing of it stays, whatever happens.
 
     Its output is kept in `<root>/serving/<model>-<time>-<pid>.log`.
 
     Args:
+        visible: The GPUs that it sees (`CUDA_VISIBLE_DEVICES`); None leaves what it inherits.
         say: Told how far it is.
 
     Raises:
@@ -154,6 +157,7 @@ def vllm_server(config: LLMConfig, *, store: ArtifactStore, say: Callable[[str],
     command = command_line(config, vllm, model=model, port=port)
     path = _log_path(config.model, store)
     unset = [f"--unset={name}" for name in FOREIGN if name not in config.serving.env]
+    inherited = os.environ if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
     supervisor = [sys.executable, "-m", "saeinterp.supervisor", f"--grace={STOP_SECONDS}", *unset, "--", *command]
     with path.open("ab") as output:
         output.write(f"$ {shlex.join(command)}\n".encode())
@@ -161,7 +165,7 @@ def vllm_server(config: LLMConfig, *, store: ArtifactStore, say: Callable[[str],
         # A session of its own: a Ctrl-C in the terminal reaches us, and we stop it.
         process = subprocess.Popen(
             supervisor,
-            env=environment(config, vllm, inherited=os.environ),
+            env=environment(config, vllm, inherited=inherited),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -192,7 +196,7 @@ def _log_path(model: str, store: ArtifactStore) -> Path:
     for number in range(1, 1000):
         path = folder / (f"{name}.log" if number == 1 else f"{name}-{number}.log")
         with contextlib.suppress(FileExistsError):
-            path.touch(exist_ok=False)
+            path.touch(mode=0o600, exist_ok=False)  # it may quote prompts
             return path
     raise AssertionError(f"a thousand servers in one second: {folder}")
 
