@@ -8,10 +8,11 @@ INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
 KILLS := tests/flows/test_operations_kills.py tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
+OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(KILLS)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -37,6 +38,9 @@ test-interruptions: .venv/.installed ## explaining and scoring with the run, the
 
 test-serving: .venv/.installed ## servers that a run starts and stops, killed at any point
 	$(RUN) -m pytest -m slow $(SERVING)
+
+test-operations: .venv/.installed ## a Prefect server with a password, its workers, and runs started from another folder
+	$(RUN) -m pytest -m slow $(OPERATIONS)
 
 test-kills: .venv/.installed ## a server, a worker, runs and their processes killed, cancelled and retried; slots; secrets
 	$(RUN) -m pytest -m slow $(KILLS)
@@ -91,6 +95,9 @@ bench-enrichment: .venv/.installed ## associations, nulls and half-samples at fu
 bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM: ours, vLLM's bench client, delphi
 	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt
 	$(RUN) tests/benchmarks/clients.py $(BENCH)
+
+bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
+	$(RUN) tests/benchmarks/dashboard.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

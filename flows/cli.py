@@ -16,27 +16,16 @@ import typer
 from pydantic import BaseModel
 
 import saeinterp
+from flows import report_commands
 from flows.artifact_commands import app as artifacts_app
+from flows.catalogue import FLOWS, configuration, preset_files
+from flows.environment import prepare_environment
 from flows.import_commands import app as import_app
+from flows.ops_commands import app as ops_app
 from flows.sae_commands import app as sae_app
 from flows.terminal import BAD_USAGE, COMPLETED, FAILED, Root, complain, err, guard, out
-from saeinterp import config as configs
 from saeinterp.artifacts import ArtifactStore
-from saeinterp.config import load_config
 from saeinterp.errors import ConfigError, SaeinterpError
-
-FLOWS: dict[str, tuple[str, type[BaseModel]]] = {
-    "train-saes": ("flows.train_saes:train_saes", configs.TrainSaesConfig),
-    "explain-features": ("flows.explain_features:explain_features", configs.ExplainFeaturesConfig),
-    "compare-explainers": ("flows.compare_explainers:compare_explainers", configs.CompareExplainersConfig),
-    "compare-models": ("flows.compare_models:compare_models", configs.CompareModelsConfig),
-    "probe-latents": ("flows.probe:probe_latents", configs.ProbeLatentsConfig),
-    "correlate-tokens": ("flows.correlate_tokens:correlate_tokens", configs.CorrelateTokensConfig),
-    "compare-interpretability": (
-        "flows.compare_interpretability:compare_interpretability",
-        configs.CompareInterpretabilityConfig,
-    ),
-}
 
 app = typer.Typer(
     name="saeinterp",
@@ -48,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(sae_app)
 app.add_typer(import_app)
+app.add_typer(ops_app)
 app.add_typer(artifacts_app)
 
 FlowName = Annotated[str, typer.Argument(help=f"One of: {', '.join(FLOWS)}.", metavar="FLOW")]
@@ -91,7 +81,7 @@ def demo(
     ] = None,
 ) -> None:
     """Compare two explainers on a packaged language model: the whole road in a few minutes, offline."""
-    _prepare_environment(root)
+    prepare_environment(root)
     from saeinterp.subject import fast_bfloat16
 
     fast = fast_bfloat16()
@@ -124,10 +114,51 @@ def probe(
 
 
 @app.command()
+def submit(
+    flow: Annotated[
+        str,
+        typer.Argument(
+            help="A flow, or FLOW/DEPLOYMENT. A flow alone means its only deployment, else its `gpu`.",
+            metavar="FLOW[/DEPLOYMENT]",
+            show_default=False,
+        ),
+    ],
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="A preset instead of the deployment's parameters.", metavar="NAME"),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", help="A YAML file instead of the deployment's parameters.", metavar="FILE"),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--set",
+            "-s",
+            help="Change one value, such as training.k=16. May be repeated.",
+            metavar="A.B=VALUE",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow the run until it ends; the exit code says how it did.")
+    ] = False,
+) -> None:
+    """Start a deployed flow on its worker. Parameters are checked here, before a run exists; paths are the worker's."""
+    prepare_environment()
+    from flows.submitting import submit_run
+
+    raise typer.Exit(
+        guard(lambda: submit_run(flow, preset=preset, source=config, assignments=overrides or [], watch=watch))
+    )
+
+
+@app.command()
 def plan(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
     """Show what a run would do: steps, what is already there, bytes, LLM requests, what is missing. Runs nothing."""
     settings = _config(flow, config, overrides or [])
-    _prepare_environment(root)
+    prepare_environment(root)
     from flows.plan import print_plan
 
     guard(lambda: print_plan(_flow(flow), settings, store=ArtifactStore(), console=out))
@@ -141,8 +172,8 @@ def doctor(
     ] = None,
     root: Root = None,
 ) -> None:
-    """Check this machine: versions, GPU, Prefect server, LLM endpoints, disk; with a remedy for each problem."""
-    _prepare_environment(root)
+    """Check this machine: versions, GPU, Prefect server and who may use it, LLM endpoints, disk; each with a remedy."""
+    prepare_environment(root)
     from flows.doctor import examine, print_findings
 
     problems = print_findings(examine(endpoints=endpoint or [], store=ArtifactStore()), console=out)
@@ -157,11 +188,8 @@ def presets() -> None:
         out.print(f"{path.stem:<24} {first}", markup=False)
 
 
-def preset_files() -> list[Path]:
-    """The packaged preset files."""
-    import deployments
-
-    return sorted((Path(deployments.__file__).parent / "presets").glob("*.yaml"))
+for command in (report_commands.report, report_commands.view, report_commands.export):
+    app.command()(command)
 
 
 def run_module(flow: Any, model: type[BaseModel]) -> None:
@@ -181,47 +209,15 @@ def _flow(name: str) -> Any:
 
 
 def _config(flow: str, source: str | None, overrides: list[str]) -> BaseModel:
-    def load() -> BaseModel:
-        if flow not in FLOWS:
-            raise ConfigError("no such flow", field="FLOW", got=flow, expected=", ".join(FLOWS))
-        path: str | Path | None = source
-        if source is not None and source.startswith("preset:"):
-            name = source.removeprefix("preset:")
-            known = {file.stem: file for file in preset_files()}
-            if name not in known:
-                raise ConfigError("no such preset", field="--config", got=name, expected=", ".join(known))
-            path = known[name]
-        return load_config(FLOWS[flow][1], path, overrides)
-
     try:
-        return load()
+        return configuration(flow, source, overrides)
     except ConfigError as error:
         complain(error, BAD_USAGE)
 
 
-def _prepare_environment(root: Path | None) -> None:
-    """Settings that must stand before Prefect, torch or transformers are imported; what the user set wins."""
-    if root is not None:
-        os.environ["SAEINTERP_ROOT"] = str(root)
-    base = ArtifactStore().root
-    os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(base / ".prefect"))
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "saeinterp")
-    # Threads that spin while they wait take the cores from the training processes beside them: on two shared
-    # cores a model ran up to six times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if not os.environ.get("SAEINTERP_VERBOSE"):
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
 def _execute(name: str, source: str | None, overrides: list[str], root: Path | None) -> NoReturn:
     settings = _config(name, source, overrides)
-    _prepare_environment(root)
+    prepare_environment(root)
     # Tracks layers worked on at once; read when the flow's task runner is made.
     os.environ.setdefault("SAEINTERP_WORKERS", str(settings.launch.parallel))  # type: ignore[attr-defined]
     logging.captureWarnings(True)

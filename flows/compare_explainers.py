@@ -13,7 +13,7 @@ from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from flows.serving import Servers
 from saeinterp.artifacts import Ref
 from saeinterp.config import CompareExplainersConfig, ScorerConfig, SubjectConfig, parse_config
@@ -25,7 +25,13 @@ SIDE = "subject"
 CONTROL = "random weights"
 
 
-@flow(name="compare-explainers", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="compare-explainers",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig()) -> State[Outcome]:
     """Compare explainers pair by pair, by paired tests over the same latents and examples."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
@@ -44,9 +50,9 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
         sides.append(train(at_random, control, CONTROL))
     measuring = [lanes.measure(side, texts, pipeline, absorption=side.side == SIDE) for side in sides]
 
-    examples = explaining.freeze_examples(sides[0], texts.corpus, config.capture, config.examples)
+    examples, profiles = explaining.freeze(sides[0], texts.corpus, config.capture, config.examples)
     titles = {letter: explainer.title for letter, explainer in config.explainers.items()}
-    with Servers(after=[pending for item in measuring for pending in item.pending]) as servers:
+    with Servers(after=[*profiles.values(), *(pending for item in measuring for pending in item.pending)]) as servers:
         explained, scores = explaining.explain_and_score(
             sides[0],
             examples,
@@ -63,6 +69,8 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
     for stage, items in {"examples": examples, **explaining_of}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
+    described, more = settle("describing latents", SIDE, profiles)
+    failures += more
     judged, more, short = explaining.settle_scores(scores, titles, hookpoints=config.capture.hookpoints, side=SIDE)
     failures += more
 
@@ -120,6 +128,8 @@ def compare_explainers(config: CompareExplainersConfig = CompareExplainersConfig
         scorer_agreement=agreement,
         model_comparison=models,
         health={side: item.health for side, item in measured.items()},
+        profiles=tuple(described.values()),
+        detail_latents=config.report.latents,
         saes={side: item.saes for side, item in measured.items()},
         grades=grades,
         failures=failures,

@@ -10,7 +10,7 @@ from prefect.states import State
 from flows import enriching, lanes
 from flows.ending import Outcome, conclude
 from flows.enriching import Active, Track
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Ref
 from saeinterp.config import CompareInterpretabilityConfig, CorrelateTokensConfig, SubjectConfig, recipe_of
 from saeinterp.subject import subject_info
@@ -29,7 +29,13 @@ class Member(NamedTuple):
     active: Active
 
 
-@flow(name="compare-interpretability", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="compare-interpretability",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def compare_interpretability(
     config: CompareInterpretabilityConfig = CompareInterpretabilityConfig(),
 ) -> State[Outcome]:
@@ -83,6 +89,7 @@ def compare_interpretability(
         enrichment={
             key: ref for title, by_seed in found.items() for key, ref in enriching.titled(title, by_seed).items()
         },
+        detail_latents=config.report.latents,
         saes={member.track.title: member.active.saes for member in (*members.values(), *floors.values())},
         failures=failures,
     )

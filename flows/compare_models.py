@@ -16,7 +16,7 @@ from prefect.states import State
 from flows import adopting, lanes
 from flows.ending import Outcome, conclude
 from flows.lanes import Lane, Texts
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Artifact, Recipe, Ref
 from saeinterp.config import CompareModelsConfig, CorpusConfig, SubjectConfig, TrainingConfig
 from saeinterp.report import Failure
@@ -49,7 +49,13 @@ class Side(NamedTuple):
         return json.dumps([*parts, trainings], sort_keys=True)
 
 
-@flow(name="compare-models", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="compare-models",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def compare_models(config: CompareModelsConfig = CompareModelsConfig()) -> State[Outcome]:
     """Train and measure both sides and their controls, then compare the sides layer by layer."""
     pipeline = lanes.Pipeline.of(config)

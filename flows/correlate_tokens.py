@@ -7,7 +7,7 @@ from prefect.states import State
 
 from flows import enriching
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Ref
 from saeinterp.config import CorrelateTokensConfig
 from tasks.step import settle
@@ -16,7 +16,13 @@ SIDE = "subject"
 CONTROL = "random weights"
 
 
-@flow(name="correlate-tokens", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="correlate-tokens",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def correlate_tokens(config: CorrelateTokensConfig = CorrelateTokensConfig()) -> State[Outcome]:
     """Train an SAE per layer and position, and test which latents go with which tokens of the reasoning."""
     tracks = [enriching.train(config, config.subject, title=SIDE)]
@@ -37,6 +43,7 @@ def correlate_tokens(config: CorrelateTokensConfig = CorrelateTokensConfig()) ->
         title="Latents and tokens",
         key="correlate-tokens",
         config=config,
+        detail_latents=config.report.latents,
         enrichment=enrichment,
         saes={track.title: found.saes for track, found in zip(tracks, active, strict=True)},
         failures=failures,

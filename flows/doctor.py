@@ -8,12 +8,14 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlparse
 
 import httpx
 from rich.console import Console
 
+from flows.prefect_server import FILE as SERVER_FILE
 from saeinterp.artifacts import ArtifactStore
 
 PACKAGES = (
@@ -51,6 +53,7 @@ def examine(*, endpoints: list[str], store: ArtifactStore) -> Iterator[Finding]:
         _vllm,
         _table_widget,
         _prefect,
+        lambda: _privacy(store),
         lambda: _disk(store),
         *(lambda url=url: _endpoint(url) for url in endpoints),
     ]
@@ -186,7 +189,7 @@ def _prefect() -> Iterator[Finding]:
             "problem",
             "Prefect server",
             f"{url} does not answer: {type(error).__name__}",
-            "start it (prefect server start) or unset PREFECT_API_URL",
+            "start it (saeinterp ops server) or unset PREFECT_API_URL",
         )
         return
     if health.status_code != 200:
@@ -199,10 +202,47 @@ def _prefect() -> Iterator[Finding]:
             level,
             "Prefect access",
             "the server answers without a password",
-            "set PREFECT_SERVER_API_AUTH_STRING on the server and PREFECT_API_AUTH_STRING here",
+            "start it with saeinterp ops server, or set PREFECT_SERVER_API_AUTH_STRING on the server and "
+            "PREFECT_API_AUTH_STRING here: every user of its machine can read what it stores, and start runs",
         )
     elif auth is None:
         yield Finding("problem", "Prefect access", "the server wants a password", "set PREFECT_API_AUTH_STRING")
+    else:
+        name, _, password = auth.get_secret_value().partition(":")
+        allowed = httpx.post(f"{url.rstrip('/')}/flows/filter", json={"limit": 1}, auth=(name, password), timeout=5)
+        if allowed.status_code == 200:
+            yield Finding("ok", "Prefect access", "only with the password")
+        else:
+            yield Finding(
+                "problem",
+                "Prefect access",
+                "the server refuses the password",
+                "set PREFECT_API_AUTH_STRING to what the server was started with",
+            )
+
+
+def _privacy(store: ArtifactStore) -> Iterator[Finding]:
+    """Files with passwords, and results, that other users of this machine could read or write."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    secret = [settings.profiles_path, settings.home / SERVER_FILE, *settings.home.glob("prefect.db*")]
+    for path in sorted({path for path in secret if path.is_file()}):
+        if others := _others_may(path):
+            yield Finding("problem", "private files", f"other users may {others} {path}", f"chmod 600 {path}")
+    if store.root.is_dir() and (others := _others_may(store.root)):
+        level: Literal["warning", "problem"] = "problem" if "write" in others else "warning"
+        remedy = f"chmod 700 {store.root}, unless they are meant to"
+        yield Finding(level, "artifacts", f"other users may {others} {store.root}", remedy)
+
+
+def _others_may(path: Path) -> str:
+    """What users other than the owner may do with a file or folder that they can reach: `read`, `write`, both."""
+    # Whoever may not pass one of the folders above cannot reach it.
+    if any(not folder.stat().st_mode & 0o011 for folder in path.absolute().parents):
+        return ""
+    mode = path.stat().st_mode
+    return " and ".join(word for word, bits in (("read", 0o044), ("write", 0o022)) if mode & bits)
 
 
 def _disk(store: ArtifactStore) -> Iterator[Finding]:

@@ -64,6 +64,8 @@ def conclude(
     health: Mapping[str, Sequence[Ref]] = NONE,
     saes: Mapping[str, Sequence[Ref]],
     grades: Mapping[str, Ref] = NONE,
+    profiles: Sequence[Ref] = (),
+    detail_latents: int = 0,
     failures: Sequence[Failure],
     shortfalls: Sequence[str] = (),
 ) -> State[Outcome]:
@@ -85,6 +87,8 @@ def conclude(
             health=health,
             saes=saes,
             grades=grades,
+            profiles=tuple(profiles),
+            detail_latents=detail_latents,
             failures=tuple(failures),
             config=config,
             label=key,

@@ -9,7 +9,7 @@ from prefect.states import State
 
 from flows import explaining, lanes
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from flows.serving import Servers
 from saeinterp.config import ExplainFeaturesConfig
 from tasks import steps
@@ -20,7 +20,13 @@ EXPLAINER = "explainer"
 CONTROLS: tuple[Literal["empty", "permuted"], ...] = ("empty", "permuted")
 
 
-@flow(name="explain-features", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="explain-features",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) -> State[Outcome]:
     """Explain latents with one explainer and score it against the empty and permuted controls."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)
@@ -36,8 +42,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     )
     measuring = lanes.measure(lane, texts, pipeline, absorption=True)
 
-    examples = explaining.freeze_examples(lane, texts.corpus, config.capture, config.examples)
-    with Servers(after=measuring.pending) as servers:
+    examples, profiles = explaining.freeze(lane, texts.corpus, config.capture, config.examples)
+    with Servers(after=[*profiles.values(), *measuring.pending]) as servers:
         explained, scores = explaining.explain_and_score(
             lane,
             examples,
@@ -57,6 +63,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
     for stage, items in {"examples": examples, "explaining": explained[EXPLAINER]}.items():
         _, more = settle(stage, SIDE, items)
         failures += more
+    described, more = settle("describing latents", SIDE, profiles)
+    failures += more
     judged, more, short = explaining.settle_scores(scores, {}, hookpoints=config.capture.hookpoints, side=SIDE)
     failures += more
     agreement = None
@@ -88,6 +96,8 @@ def explain_features(config: ExplainFeaturesConfig = ExplainFeaturesConfig()) ->
         explainer_comparison=compared[0] if compared else None,
         scorer_agreement=agreement,
         health={SIDE: measured.health},
+        profiles=tuple(described.values()),
+        detail_latents=config.report.latents,
         saes={SIDE: measured.saes},
         grades=lanes.grade({SIDE: measured}, config.grading),
         failures=failures,

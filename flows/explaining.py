@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from flows.lanes import Lane
 from flows.serving import Servers, server_key
@@ -13,8 +14,17 @@ from tasks import steps
 from tasks.step import Pending, finished, results, settle
 
 
-def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> dict[str, Pending]:
-    """Per hookpoint: the latents of unseen text, and the examples every explainer and scorer shares."""
+class Frozen(NamedTuple):
+    """What is known of latents before anything is asked, by hookpoint."""
+
+    examples: dict[str, Pending]
+    """What every explainer and scorer shares."""
+    profiles: dict[str, Pending]
+    """How the latents fire and what they write, for the report."""
+
+
+def freeze(lane: Lane, corpus: Ref, capture: CaptureConfig, config: ExamplesConfig) -> Frozen:
+    """Encode unseen text, freeze the examples of the latents to be studied, and describe these."""
     cache = finished(
         steps.capture_activations.submit(
             subject=lane.subject,
@@ -25,13 +35,21 @@ def freeze_examples(lane: Lane, corpus: Ref, capture: CaptureConfig, config: Exa
             label=f"{lane.side} examples",
         )
     )
-    examples = {}
+    examples, profiles = {}, {}
     for hookpoint, sae in lane.layers.items():
         latents = steps.cache_layer_latents.submit(activations=cache, sae=sae, hookpoint=hookpoint, label=hookpoint)
         examples[hookpoint] = steps.freeze_examples.submit(
             latents=latents, corpus=corpus, sae=sae, hookpoint=hookpoint, config=config, label=hookpoint
         )
-    return examples
+        profiles[hookpoint] = steps.describe_layer_latents.submit(
+            latents=latents,
+            examples=examples[hookpoint],
+            subject=lane.subject,
+            sae=sae,
+            hookpoint=hookpoint,
+            label=hookpoint,
+        )
+    return Frozen(examples, profiles)
 
 
 def explain_and_score(

@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.terminal import Root, guard, out
 from saeinterp.artifacts import ArtifactStore
-from saeinterp.compare import read_explainer_comparison, read_explainer_pairs
-from saeinterp.compare.imported import (
-    ImportedComparison,
-    import_scores,
-    read_score_review,
-    read_scores_table,
-    summary_of,
-)
-from saeinterp.compare.imported.records import ScoreReview
 from saeinterp.config import PROFILES, WORST_CASE, ComparisonConfig, GradingConfig, parse_config
 from saeinterp.errors import ConfigError
-from saeinterp.health.grading.step import read_grades
-from saeinterp.health.imported import ImportedHealth, import_health, read_review, read_table
-from saeinterp.health.imported import summary_of as health_summary
-from saeinterp.report.format import listing, visible
+
+if TYPE_CHECKING:
+    from saeinterp.compare.imported import ImportedComparison
+    from saeinterp.compare.imported.records import ScoreReview
+    from saeinterp.health.imported import ImportedHealth
 
 app = typer.Typer(
     name="import",
@@ -58,7 +50,9 @@ def health(
     def work() -> None:
         if profile not in PROFILES:
             raise ConfigError("no such profile", field="--profile", got=profile, expected=", ".join(PROFILES))
+        from saeinterp.health.imported import import_health, summary_of
         from saeinterp.report import write_report
+        from saeinterp.report.format import visible
 
         store = ArtifactStore(root)
         config = GradingConfig(profile=profile, dataset=dataset)
@@ -77,7 +71,7 @@ def health(
         )
         if as_json:
             # Escaped to ASCII: names come from the file, and a terminal may obey what stands in them.
-            typer.echo(json.dumps({**health_summary(imported), "report": str(report.path)}, indent=1))
+            typer.echo(json.dumps({**summary_of(imported), "report": str(report.path)}, indent=1))
             return
         for line in _lines(imported):
             out.print(visible(line), markup=False, emoji=False)
@@ -125,7 +119,9 @@ def scores(
     """Compare outside scores of explainers by our tests, check the numbers and claims, and write a report."""
 
     def work() -> None:
+        from saeinterp.compare.imported import import_scores, read_score_review, summary_of
         from saeinterp.report import write_report
+        from saeinterp.report.format import listing, visible
 
         store = ArtifactStore(root)
         values = {"margin": margin, "allow_unmatched": allow_unmatched}
@@ -165,6 +161,9 @@ def scores(
 
 def _score_lines(imported: ImportedComparison, review: ScoreReview) -> Iterator[str]:
     """Findings, failed checks and how the table was read, as lines for the terminal."""
+    from saeinterp.compare import read_explainer_comparison, read_explainer_pairs
+    from saeinterp.compare.imported import read_scores_table
+
     if imported.pairs is not None:
         yield from (item.text for item in read_explainer_pairs(imported.pairs).sentences)
     else:
@@ -179,6 +178,9 @@ def _score_lines(imported: ImportedComparison, review: ScoreReview) -> Iterator[
 
 def _lines(imported: ImportedHealth) -> Iterator[str]:
     """Grades, comparison and failed checks, as lines for the terminal."""
+    from saeinterp.health.grading.step import read_grades
+    from saeinterp.health.imported import read_review, read_table
+
     review, unit = read_review(imported.review), read_table(imported.table).unit
     for title, artifact in imported.grades.items():
         grades = read_grades(artifact)

@@ -5,24 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed, State
 
 from flows import lanes
 from flows.ending import Outcome, incomplete
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.artifacts import Artifact
 from saeinterp.config import ProbeLatentsConfig
 from saeinterp.health.probing.labelled import read_labelled, split_rows
 from tasks.probing import probe_table
-from tasks.publish import MARKDOWN_LIMIT
+from tasks.publish import publish_probes
 from tasks.step import finished, settle
 
 SIDE = "subject"
 
 
-@flow(name="probe-latents", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="probe-latents",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     """Train or find one SAE per hookpoint, then probe them for the classes of a labelled table."""
     # A table that cannot be used should not cost a training first.
@@ -55,10 +60,7 @@ def probe_latents(config: ProbeLatentsConfig) -> State[Outcome]:
     )
     if not isinstance(probes, Artifact):  # planning: a recipe, nothing to publish
         return Completed(data=Outcome(report="", failures=[]))
-    text = probes.file("report.md").read_text(encoding="utf-8")
-    if len(text) > MARKDOWN_LIMIT:
-        text = text[:MARKDOWN_LIMIT] + f"\n\n(cut here; the whole text is {probes.file('report.md')})"
-    create_markdown_artifact(markdown=text, key="probe-latents-summary", description=probes.id)
+    publish_probes(probes, failures=lines)
     outcome = Outcome(report=str(probes.path), failures=lines)
     for line in lines:
         get_run_logger().error(line)

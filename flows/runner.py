@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
+
+from flows.naming import run_name
 
 WORKERS = "SAEINTERP_WORKERS"
 
@@ -20,6 +23,11 @@ def runner() -> TaskRunner[PrefectFuture[Any]]:
     """
     threads: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=int(os.environ.get(WORKERS, "2")))
     return cast("TaskRunner[PrefectFuture[Any]]", threads)
+
+
+def named_by_config() -> str:
+    """The name of the flow run that starts, from its configuration."""
+    return run_name(flow_run.parameters["config"])
 
 
 def main(flow: Callable[..., Any], model: type[BaseModel]) -> None:

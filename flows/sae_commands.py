@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flows.locating import locate
 from flows.terminal import Root, guard, out, size_text
 from saeinterp.artifacts import MANIFEST, ArtifactStore
 from saeinterp.errors import ConfigError
@@ -31,7 +31,7 @@ def show(sae: Annotated[str, typer.Argument(help=_DIR, metavar="DIR")], root: Ro
     """Show one SAE on one screen: shape, FVU, L0, dead latents, steps, speed, hardware, files."""
 
     def work() -> None:
-        folder = locate(sae, ArtifactStore(root))
+        folder = _sae(sae, ArtifactStore(root))
         lines = _finished(read_finished(folder)) if (folder / MANIFEST).exists() else _foreign(folder)
         for name, text in lines:
             out.print(f"{name:<10} {text}" if name else text, markup=False)
@@ -65,7 +65,7 @@ def export(
 
     def work() -> None:
         store = ArtifactStore(root)
-        folders = [locate(item, store) for item in saes]
+        folders = [_sae(item, store) for item in saes]
         written = export_curves(folders, to=to, folder=folder, project=project, name=name, offline=not online)
         for run in written:
             out.print(run.url or str(run.path), markup=False)
@@ -97,7 +97,7 @@ def convert_folder(
     """Write an SAE as SAELens or sparsify reads it; it encodes and decodes as before."""
 
     def work() -> None:
-        folder = locate(source, ArtifactStore(root))
+        folder = _sae(source, ArtifactStore(root))
         if to != "sae-lens" and (hookpoint or model):
             raise ConfigError("--hookpoint and --model are for SAELens only", field="--to", got=to, expected="sae-lens")
         from saeinterp.sae.formats import convert
@@ -110,24 +110,8 @@ def convert_folder(
     guard(work)
 
 
-def locate(text: str, store: ArtifactStore) -> Path:
-    """The folder that a user means: a path, an artifact id, or the latter without its `sae/`.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    for place in (Path(text).expanduser(), store.root / text, store.root / "sae" / text):
-        if place.is_dir():
-            return place
-    known = [path.parent.relative_to(store.root).as_posix() for path in sorted(store.root.glob(f"sae/*/{MANIFEST}"))]
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
-    raise ConfigError(
-        "no such SAE",
-        field="DIR",
-        got=text,
-        expected=f"a folder, or an id below {store.root}" + (f" such as {' or '.join(near)}" if near else ""),
-        next_step="check the path, or give the artifact folder with --root" if not near else None,
-    )
+def _sae(text: str, store: ArtifactStore) -> Path:
+    return locate(text, store, kinds=("sae",), what="SAE")
 
 
 def _finished(sae: FinishedSae) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from saeinterp.errors import ConfigError, SaeinterpError
 
-COMPLETED, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+COMPLETED, FAILED, BAD_USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -24,10 +24,16 @@ Root = Annotated[
 T = TypeVar("T")
 
 
+class ServerError(SaeinterpError):
+    """The Prefect server cannot be used."""
+
+
 def guard(work: Callable[[], T]) -> T:
     """Run a command's work; an error of ours is printed and ends the process with its exit code."""
     try:
         return work()
+    except ServerError as error:
+        complain(error, UNREACHABLE)
     except SaeinterpError as error:
         complain(error, BAD_USAGE if isinstance(error, ConfigError) else FAILED)
     except KeyboardInterrupt:

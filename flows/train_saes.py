@@ -7,13 +7,19 @@ from prefect.states import State
 
 from flows import lanes
 from flows.ending import Outcome, conclude
-from flows.runner import main, runner
+from flows.runner import main, named_by_config, runner
 from saeinterp.config import TrainSaesConfig
 
 SIDE = "subject"
 
 
-@flow(name="train-saes", task_runner=runner(), persist_result=True, result_serializer="json")
+@flow(
+    name="train-saes",
+    flow_run_name=named_by_config,
+    task_runner=runner(),
+    persist_result=True,
+    result_serializer="json",
+)
 def train_saes(config: TrainSaesConfig = TrainSaesConfig()) -> State[Outcome]:
     """Train one TopK SAE per hookpoint and grade each layer's health on held-out text."""
     subject, texts = lanes.prepare(config.subject, config.corpus, config.health, training=config.training, side=SIDE)

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from saeinterp.errors import ArtifactError, DamagedArtifactError
+from saeinterp.errors import ArtifactError, DamagedArtifactError, DataError
 from saeinterp.hardware import hardware
 from saeinterp.holding import hold
 
@@ -321,15 +321,44 @@ class ArtifactStore:
 _VERIFIED: dict[tuple[str, int, int], str] = {}
 
 
-def verify_artifact(artifact: Artifact) -> None:
+def open_artifact(folder: str | Path) -> Artifact:
+    """The finished artifact that lies in a folder, taken for what its manifest says, wherever the folder lies.
+
+    Raises:
+        DataError: The folder is not there, or holds no finished artifact.
+        DamagedArtifactError: Its manifest is unreadable.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if not (folder / MANIFEST).is_file():
+        raise DataError(
+            f"no {MANIFEST}: not a finished artifact" if folder.is_dir() else "no such folder",
+            field=str(folder),
+            expected="a folder that a step has finished, such as runs/report/layer-health-1a2b3c4d",
+            next_step="check the path; what is being made appears once it is done",
+        )
+    manifest = _read_manifest(folder)
+    return Artifact(
+        kind=manifest.get("kind", folder.parent.name),
+        name=manifest.get("name", folder.name.rpartition("-")[0]),
+        hash=manifest["recipe"],
+        path=folder,
+    )
+
+
+def verify_artifact(artifact: Artifact, *, only: Callable[[str], bool] | None = None) -> None:
     """Compare every payload file with the manifest's sizes and SHA-256 sums.
 
     A file whose size and modification time were seen before in this process is not read again.
+
+    Args:
+        only: Says by its name whether a file is compared; default is every one.
 
     Raises:
         DamagedArtifactError: Naming the folder and the first file that differs.
     """
     for name, expected in artifact.manifest()["files"].items():
+        if only is not None and not only(name):
+            continue
         path = artifact.path / name
         problem = None
         if not path.is_file():

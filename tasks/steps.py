@@ -38,6 +38,8 @@ from saeinterp.config import (
 from saeinterp.explain import (
     control_explanations,
     control_explanations_recipe,
+    describe_latents,
+    describe_latents_recipe,
     explain,
     explain_recipe,
     score,
@@ -182,6 +184,23 @@ def freeze_examples(
         )
 
 
+@step(describe_latents_recipe)
+def describe_layer_latents(
+    latents: Artifact, examples: Artifact, subject: Artifact, sae: Artifact, hookpoint: str, label: str
+) -> Artifact:
+    """How the latents of an example set fire and what they write, for the report."""
+    with TURN:
+        return describe_latents(
+            latents,
+            examples,
+            subject,
+            sae,
+            hookpoint=hookpoint,
+            store=ArtifactStore(),
+            progress=listener(f"describe {label}"),
+        )
+
+
 @step(explain_recipe)
 def explain_latents(
     examples: Artifact, subject: Artifact, sae: Artifact, hookpoint: str, config: ExplainerConfig, label: str
@@ -271,6 +290,8 @@ def render_report(
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
     grades: Mapping[str, Artifact],
+    profiles: Sequence[Artifact],
+    detail_latents: int,
     failures: Sequence[Failure],
     config: BaseModel,
     label: str,
@@ -287,6 +308,8 @@ def render_report(
         health=health,
         saes=saes,
         grades=grades,
+        profiles=profiles,
+        detail_latents=detail_latents,
         failures=failures,
         config=config,
         store=ArtifactStore(),

@@ -33,6 +33,7 @@ def planted_side(
     latents: int = 32,
     k: int = 8,
     bound: float = 0.5,
+    second: float = 0.0,
     weights: str = "pretrained",
     seed: int = 0,
     rows: int = 800,
@@ -48,6 +49,7 @@ def planted_side(
 
     Args:
         bound: Share of latents that fire with a token of their own.
+        second: Share of those that fire with another token too.
         tokens: Texts of the twelve tokens.
         seed: SAE training seed.
         draws: Permutations of each null, and half-samples.
@@ -73,7 +75,8 @@ def planted_side(
     for hookpoint in hookpoints:
         sites = [f"{hookpoint}@{slot}" for slot in range(len(SLOTS))]
         saes = [_sae(store, cache, site, latents, k, seed, rows) for site in sites]
-        active = [_active(present, latents, bound, crc32(f"{name} {weights} {site} {seed}".encode())) for site in sites]
+        drawn = [crc32(f"{name} {weights} {site} {seed}".encode()) for site in sites]
+        active = [_active(present, latents, bound, second, number) for number in drawn]
         activities.append(_activity(store, cache, saes, sites, hookpoint, active, k))
     config = EnrichmentConfig.model_validate({"presets": presets, "permutations": draws, "half_samples": draws})
     return correlate_latents(activities, concepts, config=config, store=store)
@@ -198,13 +201,15 @@ def _activity(
     return _put(store, "activity", hookpoint, write, cache, *saes, sites=list(sites))
 
 
-def _active(present: np.ndarray, latents: int, bound: float, seed: int) -> np.ndarray:
+def _active(present: np.ndarray, latents: int, bound: float, second: float, seed: int) -> np.ndarray:
     """Latents that fire with a token and a little noise; the others fire at random; one is silent."""
     rng = np.random.default_rng(seed)
     active = rng.random((len(present), latents)) < rng.uniform(0.15, 0.4, latents)
     own = rng.random(latents) < bound
     tokens = rng.integers(0, present.shape[1], latents)
     noise = rng.random((len(present), latents)) < 0.03
-    active = np.where(own, present[:, tokens] ^ noise, active)
+    both = np.random.default_rng(seed + 1).random(latents) < second
+    held = present[:, tokens] | (present[:, (tokens + 5) % present.shape[1]] & both)
+    active = np.where(own, held ^ noise, active)
     active[:, -1] = False
     return active

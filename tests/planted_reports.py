@@ -54,6 +54,7 @@ class World:
     failing_explanations: bool = True
     probabilities: bool = True
     hostile_reply: str | None = None
+    hostile_name: str | None = None
     health: dict[str, list[Artifact]] = field(default_factory=dict)
     saes: dict[str, list[Artifact]] = field(default_factory=dict)
     datasets: Sequence[str | None] = (None,)
@@ -314,7 +315,7 @@ def _explainers(world: World, subject: Artifact, corpus: Artifact, cache: Artifa
                 world.store,
                 "explanations",
                 f"{name.lower().replace(' ', '-')}-{hookpoint}",
-                _write_explanations(labels, name),
+                _write_explanations(labels, world.hostile_name or name if side == "a" else name),
                 examples,
                 subject,
                 sae,
@@ -396,7 +397,7 @@ def _examples(world: World, hookpoint: str) -> pl.DataFrame:
                 tokens[int(rng.integers(2, 24))] = str(rng.choice(words))
             rows.append(
                 {
-                    "latent": _latent_index(latent),
+                    "latent": latent_index(latent),
                     "example_id": index,
                     "role": role,
                     "kind": kind,
@@ -415,7 +416,7 @@ def _examples(world: World, hookpoint: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={**schema, "activations": pl.List(pl.Float32)})
 
 
-def _latent_index(latent: int) -> int:
+def latent_index(latent: int) -> int:
     return 11 + 97 * latent
 
 
@@ -423,7 +424,7 @@ def _write_examples(frame: pl.DataFrame, world: World) -> Callable[[Workspace], 
     def write(space: Workspace) -> None:
         frame.write_parquet(space.out / "examples.parquet")
         tokens = [list(world.themes[place % len(world.themes)][1]) for place in range(world.latents)]
-        table = pl.DataFrame({"latent": map(_latent_index, range(world.latents)), "top_tokens": tokens})
+        table = pl.DataFrame({"latent": map(latent_index, range(world.latents)), "top_tokens": tokens})
         table.with_columns(pl.col("latent").cast(pl.Int32)).write_parquet(space.out / "latents.parquet")
         space.counts = {"latents": world.latents, "examples": len(frame)}
 
@@ -439,7 +440,7 @@ def _labels(world: World, side: str) -> list[tuple[int, str | None]]:
             text = world.themes[(latent + 1) % len(world.themes)][2]
         if side == "a" and world.failing_explanations and latent == 3:
             text = None
-        labels.append((_latent_index(latent), text))
+        labels.append((latent_index(latent), text))
     return labels
 
 

@@ -22,7 +22,8 @@ from saeinterp.config.health import HealthConfig, HealthDataset
 from saeinterp.config.interpretability import CompareInterpretabilityConfig, CorrelateTokensConfig
 from saeinterp.config.llm import BudgetConfig, LLMConfig, ServingConfig
 from saeinterp.config.probing import ProbeLatentsConfig, SparseProbingConfig
-from saeinterp.config.reading import dump_config, load_config, parse_config
+from saeinterp.config.reading import dump_config, load_config, override, parse_config, read_yaml
+from saeinterp.config.reporting import ReportConfig
 from saeinterp.config.subject import (
     CaptureConfig,
     CorpusConfig,
@@ -68,6 +69,7 @@ __all__ = [
     "PositionsConfig",
     "ProbeLatentsConfig",
     "ProblemsConfig",
+    "ReportConfig",
     "ScorerConfig",
     "ServingConfig",
     "SparseProbingConfig",
@@ -81,7 +83,9 @@ __all__ = [
     "TrainingConfig",
     "dump_config",
     "load_config",
+    "override",
     "parse_config",
     "place",
+    "read_yaml",
     "recipe_of",
 ]

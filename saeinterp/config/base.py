@@ -17,10 +17,30 @@ def place(default: Any) -> Any:
     return Field(default, json_schema_extra={"in_recipe": False})
 
 
+_WORDS = {
+    "lr": "learning rate",
+    "llm": "LLM",
+    "saes": "SAEs",
+    "api": "API",
+    "url": "URL",
+    "gb": "GB",
+    "a": "A",
+    "b": "B",
+}
+
+
+def _title(name: str, info: Any) -> str:
+    """The heading of a field in a form, from its key: `base_url` is `Base URL`."""
+    if name in ("k", "ks"):
+        return name
+    words = " ".join(_WORDS.get(word, word) for word in name.split("_"))
+    return words[0].upper() + words[1:]
+
+
 class Config(BaseModel):
     """Base of every configuration: frozen, unknown keys refused, field docstrings become descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, field_title_generator=_title)
 
 
 def recipe_of(config: BaseModel) -> dict[str, Any]:

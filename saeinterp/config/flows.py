@@ -14,6 +14,7 @@ from saeinterp.config.comparison import ComparisonConfig
 from saeinterp.config.explaining import ExamplesConfig, ExplainerConfig, ScorerConfig
 from saeinterp.config.grades import WORST_CASE, GradingConfig
 from saeinterp.config.health import HealthConfig
+from saeinterp.config.reporting import ReportConfig
 from saeinterp.config.subject import CaptureConfig, CorpusConfig, SubjectConfig
 from saeinterp.config.training import LaunchConfig, TrainingConfig
 
@@ -119,6 +120,7 @@ class ExplainFeaturesConfig(TrainSaesConfig):
     second_scorer: ScorerConfig | None = None
     """Another scorer, best of another model family, that judges everything too and stands beside `scorer`."""
     comparison: ComparisonConfig = ComparisonConfig()
+    report: ReportConfig = ReportConfig()
 
     _latents = model_validator(mode="after")(_latents_exist)
     _judged_twice = model_validator(mode="after")(_second_scorer_is_another)
@@ -144,6 +146,7 @@ class CompareExplainersConfig(TrainSaesConfig):
     """Let every explainer's own model score it, as some published comparisons do: two things then change at once, and
     the report says so. `scorer.llm` then scores only the explainers that have no model."""
     comparison: ComparisonConfig = ComparisonConfig()
+    report: ReportConfig = ReportConfig()
     random_weights_control: bool = True
     """Also train and grade SAEs on the subject with random weights: the floor."""
 

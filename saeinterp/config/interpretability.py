@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from saeinterp.config.base import Config, recipe_of
 from saeinterp.config.comparison import ComparisonConfig
 from saeinterp.config.enrichment import ConceptsConfig, EnrichmentConfig, PositionsConfig, ProblemsConfig
+from saeinterp.config.reporting import ReportConfig
 from saeinterp.config.subject import CaptureConfig, SubjectConfig
 from saeinterp.config.training import LaunchConfig, TrainingConfig
 
@@ -50,6 +51,7 @@ class CorrelateTokensConfig(Config):
     enrichment: EnrichmentConfig = EnrichmentConfig()
     random_weights_control: bool = True
     """Also do all of it for the subject with random weights: what there is to find without a trained model."""
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> CorrelateTokensConfig:
@@ -96,6 +98,7 @@ class CompareInterpretabilityConfig(Config):
     """Associate both sides on the problems they share; off, each keeps its own, and the comparison names it."""
     random_weights_control: bool = True
     """Also do all of it for each side with random weights."""
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _sides_make_sense(self) -> CompareInterpretabilityConfig:

@@ -38,32 +38,52 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Sequence[str] 
     Raises:
         ConfigError: The file is missing, not YAML, or holds a wrong value.
     """
-    data: Any = {}
-    source = "configuration"
-    if path is not None:
-        source = str(path)
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except FileNotFoundError as error:
-            raise ConfigError("no such file", field="--config", got=source, next_step="check the path") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not valid YAML: {error}", field=source) from error
-        if not isinstance(data, dict):
-            raise ConfigError("holds no mapping", field=source, got=type(data).__name__, expected="'key: value' lines")
-    for override in overrides:
-        key, equals, text = override.partition("=")
+    data, source = ({}, "configuration") if path is None else (read_yaml(path), str(path))
+    return parse_config(cls, override(data, overrides), source=source)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, not YAML, or holds no mapping.
+    """
+    source = str(path)
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", field="--config", got=source, next_step="check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {error}", field=source) from error
+    if not isinstance(data, dict):
+        raise ConfigError("holds no mapping", field=source, got=type(data).__name__, expected="'key: value' lines")
+    return data
+
+
+def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The mapping with `a.b=value` assignments put in (values are YAML); `data` stays as it is.
+
+    Raises:
+        ConfigError: One is no assignment, or goes below a value.
+    """
+    data = dict(data)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
         if not equals or not key:
-            raise ConfigError("not an assignment", field="--set", got=override, expected="a.b=value")
+            raise ConfigError("not an assignment", field="--set", got=assignment, expected="a.b=value")
         node = data
         *parents, leaf = key.split(".")
         for parent in parents:
             section = node.get(parent, {})
             if not isinstance(section, dict):
-                raise ConfigError(f"{parent} is a value, not a section", field="--set", got=override)
+                raise ConfigError(f"{parent} is a value, not a section", field="--set", got=assignment)
             # A copy: sections that share one YAML anchor are one dict, and only the one named here changes.
             node[parent] = node = dict(section)
-        node[leaf] = yaml.safe_load(text)
-    return parse_config(cls, data, source=source)
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not valid YAML: {error}", field="--set", got=assignment) from error
+    return data
 
 
 def dump_config(config: BaseModel) -> str:

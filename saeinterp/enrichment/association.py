@@ -55,11 +55,12 @@ def associate(
 
     Returns:
         The pairs with p <= 0.05, by latent and token (column indices); its attribute `family` is the number of pairs
-        that q is adjusted over. `a` to `d`: samples with both, latent alone, token alone, neither. `p_value`,
-        `log10_p`, `mid_p` (robust); `q_value` (null outside of the family, an upper bound above 0.05); `latent_q`
-        (robust: Simes over the latent's tokens, then over latents); `p_effect`, `q_effect` of an odds ratio above 2,
-        where q <= 0.05; effect sizes as in `saeinterp.enrichment.tables.describe`. `kept`: by the preset. `replicated`:
-        significant by the preset's rule in one half of the samples and p <= 0.05 in the other.
+        that q is adjusted over. `a` to `d`: samples with both, latent alone, token alone, neither; `a_first` to
+        `d_first`: the same of the first half. `p_value`, `log10_p`, `mid_p` (robust); `q_value` (null outside of the
+        family, an upper bound above 0.05); `latent_q` (robust: Simes over the latent's tokens, then over latents);
+        `p_effect`, `q_effect` of an odds ratio above 2, where q <= 0.05; effect sizes as in
+        `saeinterp.enrichment.tables.describe`. `kept`: by the preset. `replicated`: significant by the preset's rule in
+        one half of the samples and p <= 0.05 in the other.
 
     Raises:
         ConfigError: Another preset.
@@ -69,7 +70,7 @@ def associate(
     rules, limits = _rules(incidence, preset, any_dependence=any_dependence)
     block = Pairs.concatenate(list(incidence.blocks(list(enumerate(limits)))))
     verdicts = rules(incidence, limits, [block])
-    found = _frame(verdicts, verdicts.listed(block), limits[0])
+    found = _frame(verdicts, verdicts.listed(block), limits[0], incidence)
     found.family = verdicts.family
     return found
 
@@ -95,10 +96,10 @@ def associate_to(
     incidence = Incidence.of(active, present, seed=seed)
     rules, limits = _rules(incidence, preset, any_dependence=any_dependence)
     verdicts = rules(incidence, limits, incidence.blocks(list(enumerate(limits))))
-    nothing = _frame(verdicts, Pairs.concatenate([]), limits[0]).to_arrow()
+    nothing = _frame(verdicts, Pairs.concatenate([]), limits[0], incidence).to_arrow()
     with pq.ParquetWriter(path, nothing.schema, compression="zstd") as writer:
         for block in incidence.blocks([(0, limits[0])]):
-            writer.write_table(_frame(verdicts, block, limits[0]).to_arrow())
+            writer.write_table(_frame(verdicts, block, limits[0], incidence).to_arrow())
     return verdicts.family
 
 
@@ -109,9 +110,8 @@ def associate_some(
     rules, limits = _rules(incidence, "robust", any_dependence=any_dependence)
     verdicts = rules(incidence, limits, incidence.blocks(list(enumerate(limits))))
     blocks = incidence.blocks([(0, limits[0])])
-    found = _frame(
-        verdicts, Pairs.concatenate([block.where(np.isin(block.latent, latents)) for block in blocks]), limits[0]
-    )
+    some = Pairs.concatenate([block.where(np.isin(block.latent, latents)) for block in blocks])
+    found = _frame(verdicts, some, limits[0], incidence)
     found.family = verdicts.family
     return found
 
@@ -126,7 +126,7 @@ def _rules(
     raise ConfigError("unknown", field="preset", got=preset, expected=" or ".join(get_args(Preset)))
 
 
-def _frame(verdicts: RobustRules | PublishedRules, pairs: Pairs, limits: Limits) -> Associations:
+def _frame(verdicts: RobustRules | PublishedRules, pairs: Pairs, limits: Limits, incidence: Incidence) -> Associations:
     samples = limits.margins.samples
     tables = Tables.of(pairs, limits.margins)
     log_p, of_table, of_pair = verdicts.columns(pairs, tables)
@@ -139,12 +139,16 @@ def _frame(verdicts: RobustRules | PublishedRules, pairs: Pairs, limits: Limits)
         **of_table,
         **describe(tables.both, tables.firing, tables.holding, samples),
     }
+    firing, holding = incidence.firing[1][pairs.latent], incidence.holding[1][pairs.token]
+    b_first, c_first = firing - pairs.both_first, holding - pairs.both_first
+    first = {"a": pairs.both_first, "b": b_first, "c": c_first, "d": incidence.samples[1] - firing - c_first}
     return Associations(
         {
             "latent": pairs.latent.astype(np.int32),
             "token": pairs.token.astype(np.int32),
             **{name: item[tables.of_pair] for name, item in values.items()},
             **of_pair,
+            **{f"{name}_first": item.astype(np.int32) for name, item in first.items()},
         },
         nan_to_null=True,
     )

@@ -29,7 +29,7 @@ from saeinterp.enrichment.strata import strata_of
 from saeinterp.errors import DataError
 from saeinterp.progress import Progress, silent
 
-VERSION = 1
+VERSION = 2
 KIND = "enrichment"
 FEWEST = 20
 """Samples below which nothing is associated."""

@@ -19,6 +19,7 @@ from saeinterp.explain.llm import (
     request_key,
 )
 from saeinterp.explain.metrics import Rate, VerdictMetrics, match_rates, natural_precision, verdict_metrics
+from saeinterp.explain.profiles import describe_latents, describe_latents_recipe
 from saeinterp.explain.prompts import fill, prompt_hash
 from saeinterp.explain.rendering import Shown, form_values, marked_text, render_example
 from saeinterp.explain.response_cache import ResponseCache
@@ -45,6 +46,8 @@ __all__ = [
     "VerdictScores",
     "control_explanations",
     "control_explanations_recipe",
+    "describe_latents",
+    "describe_latents_recipe",
     "explain",
     "explain_recipe",
     "fill",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +151,10 @@ class LatentCache:
                 return range(start, start + self._splits[name])
             start += self._splits[name]
         raise ConfigError("not in the latent cache", field="split", got=split, expected=" or ".join(EXAMPLE_SPLITS))
+
+    def column(self, name: Literal["doc_id", "token_id"]) -> np.ndarray:
+        """Document or token of every row, int32 `[rows]`."""
+        return pq.read_table(self.folder / "rows.parquet", columns=[name])[name].to_numpy()
 
     def firings(self) -> Iterator[Firings]:
         """Active entries in row order, a row group at a time."""

@@ -41,10 +41,12 @@ class SortedEntries:
     """Sorted runs in two scratch files; see `sort_entries`. A context manager that closes them.
 
     Attributes:
-        first_rows: `[M]` int64: the first row each latent fires on; the number of rows where it never does.
+        first_rows: `[M]` int64: the first kept row each latent fires on; the number of rows where it never does.
+        firings: `[M]` int64: entries of each latent on all rows, kept or not.
     """
 
     first_rows: np.ndarray
+    firings: np.ndarray
     _files: tuple[IO[bytes], IO[bytes]]
     _starts: np.ndarray  # [runs]: entries in the runs before
     _offsets: np.ndarray  # [runs, M + 1]: where each latent begins in its run
@@ -88,10 +90,12 @@ def sort_entries(
     capacity = max(1, budget // _ENTRY_BYTES)
     files = ((scratch / "rows.bin").open("w+b"), (scratch / "values.bin").open("w+b"))
     first_rows = np.full(cache.num_latents, cache.rows, np.int64)
+    firings = np.zeros(cache.num_latents, np.int64)
     offsets: list[np.ndarray] = []
     held: list[Firings] = []
     count = 0
     for chunk in cache.firings():
+        firings += np.bincount(chunk.latents, minlength=cache.num_latents)
         keep = inside[chunk.rows]
         kept = Firings(*(column[keep] for column in chunk))
         if held and count + len(kept.rows) > capacity:
@@ -106,7 +110,7 @@ def sort_entries(
         file.flush()
     table = np.stack(offsets)
     starts = np.concatenate([[0], np.cumsum(table[:, -1])[:-1]])
-    return SortedEntries(first_rows, files, starts, table)
+    return SortedEntries(first_rows, firings, files, starts, table)
 
 
 def _write_run(held: list[Firings], first_rows: np.ndarray, files: tuple[IO[bytes], IO[bytes]]) -> np.ndarray:

@@ -31,7 +31,7 @@ from saeinterp.progress import Progress, silent
 from saeinterp.sae import TopKSae
 from saeinterp.subject import documents, read_contexts
 
-VERSION = 2
+VERSION = 3
 KIND = "examples"
 TOP_TOKENS = 8
 """Tokens kept as a latent's top tokens, by summed activation on the explain split."""
@@ -163,7 +163,8 @@ class _Maker:
         for latent, near in zip(latents, self._neighbours.nearest(latents), strict=True):
             entries = self._entries.of(latent)
             activity = Activity.of(self._owner[entries.rows], entries.values, self._windows)
-            status = _status(activity.counts, self._windows.totals, self._config)
+            firings = int(self._entries.firings[latent])
+            status = _status(activity.counts, self._windows.totals, self._config) if firings else "dead"
             tokens = self._text.tokens[entries.rows]
             top_ids = _top_tokens(tokens, entries.values, self._early(entries))
             missing = Missing()
@@ -174,7 +175,7 @@ class _Maker:
                     activity,
                     self._windows,
                     holding=_joined([self._index.windows(token) for token in top_ids[:NEAR_MISS_TOKENS]]),
-                    rivals=_joined([_runs(self._owner[self._entries.rows(rival)]) for rival in near]),
+                    rivals=_joined([_runs(self._owner[self._entries.rows(rival.latent)]) for rival in near]),
                     config=self._config,
                 )
                 shown = [self._text.shown(latent, picks, entries)]
@@ -182,8 +183,8 @@ class _Maker:
             outcome = {
                 "latent": latent,
                 "status": status,
-                "firings": len(entries.rows),
-                "density": len(entries.rows) / len(self._owner),
+                "firings": firings,
+                "density": firings / len(self._owner),
                 "windows_explain": int(activity.counts[0]),
                 "windows_score": int(activity.counts[1]),
                 "top_tokens": [self._text.spelled(row) for row in firsts],
@@ -197,8 +198,6 @@ class _Maker:
 
 
 def _status(active: np.ndarray, totals: np.ndarray, config: ExamplesConfig) -> Status:
-    if not active.sum():
-        return "dead"
     if (active < config.min_windows).any():
         return "too_rare"
     if (active > config.max_share * totals).any():

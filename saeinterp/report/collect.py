@@ -6,13 +6,11 @@ beyond looking up, joining and counting; a number that no step wrote is absent, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from saeinterp.artifacts import Artifact, read_json
-from saeinterp.config import recipe_of
 from saeinterp.health.grading.inputs import DATASET
 from saeinterp.report.format import Style, number
 from saeinterp.report.lineage import Lineage
@@ -204,12 +202,18 @@ def layer_rows(layers: Iterable[LayerHealth], columns: Iterable[str]) -> list[Ro
     return rows
 
 
-def provenance(roots: Sequence[Artifact], lineage: Lineage, config: BaseModel) -> Provenance:
-    """What the report rests on, without anything that differs between two equal runs."""
+def provenance(roots: Sequence[Artifact], lineage: Lineage, config: Mapping[str, Any]) -> Provenance:
+    """What the report rests on, without anything that differs between two equal runs.
+
+    Args:
+        config: The run's configuration as JSON values; empty where no run is behind the report, whose seeds are then
+            those in the artifacts' recipes.
+    """
     steps: list[Step] = []
     versions: dict[str, list[str]] = {}
     platforms: list[str] = []
     tokens: list[Fact] = []
+    recipes: list[Setting] = []
     for artifact in lineage.walk(roots):
         manifest = lineage.manifest(artifact)
         steps.append(
@@ -222,6 +226,9 @@ def provenance(roots: Sequence[Artifact], lineage: Lineage, config: BaseModel) -
                 bytes=sum(item["bytes"] for item in manifest["files"].values()),
             )
         )
+        recipes += [
+            Setting(field=f"{artifact.kind} {line.field}", value=line.value) for line in settings_of(manifest["config"])
+        ]
         made = manifest["made"]
         for name, version in made["versions"].items():
             versions.setdefault(name, []).append(version or "not installed")
@@ -229,12 +236,13 @@ def provenance(roots: Sequence[Artifact], lineage: Lineage, config: BaseModel) -
         platforms.append(made["platform"])
         if artifact.kind == "corpus":
             tokens += _corpus_facts(artifact)
-    settings = settings_of(recipe_of(config))
+    settings = settings_of(config)
+    seeds = [line for line in settings or recipes if re.split(r"[. ]", line.field)[-1] in ("seed", "weights_seed")]
     return Provenance(
         steps=tuple(steps),
         gone=tuple(sorted(lineage.gone)),
         settings=settings,
-        seeds=tuple(item for item in settings if item.field.rsplit(".", 1)[-1] in ("seed", "weights_seed")),
+        seeds=tuple(dict.fromkeys(seeds)),
         tokens=tuple(tokens),
         versions=tuple(
             Setting(field=name, value=", ".join(dict.fromkeys(values))) for name, values in sorted(versions.items())

@@ -1,6 +1,6 @@
 """`report.html`: one offline file, rendered from `results.json` and the tables beside it.
 
-Every section is plain HTML that needs no script; the table, the drawer and the plots are added to it. The
+Every section is plain HTML that needs no script; the tables, the pages of latents and the plots are added to it. The
 surprising choice: libraries and data lie in the page as gzip + base64, and a Content-Security-Policy admits
 exactly those scripts by their hashes and no connection at all, so a label that says `<script>` stays text
 and a five-megabyte plotly costs two.
@@ -9,10 +9,9 @@ and a five-megabyte plotly costs two.
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,12 @@ from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report import figures
-from saeinterp.report.enrichment_figures import layer_rates, strengths
+from saeinterp.report.details import Pages, Places
+from saeinterp.report.enrichment_figures import layer_rates
+from saeinterp.report.enrichment_pages import Explorer
 from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
-from saeinterp.report.enrichment_tables import GRID_ROWS, grid_payload, plain_rows
+from saeinterp.report.enrichment_tables import GRID_ROWS, plain_rows
+from saeinterp.report.enrichment_volcano import volcanoes
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
@@ -31,7 +33,7 @@ from saeinterp.report.latents import OUTCOMES
 from saeinterp.report.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
 from saeinterp.report.markdown import RETRY
 from saeinterp.report.model_results import LayerDifference, ModelSection
-from saeinterp.report.payload import latent_details, latent_payload
+from saeinterp.report.payload import latent_payload
 from saeinterp.report.results import (
     ABSENT,
     HEALTH_COLUMNS,
@@ -39,6 +41,7 @@ from saeinterp.report.results import (
     LayerTraining,
     Results,
 )
+from saeinterp.report.shards import as_json, nonce, packed
 from saeinterp.report.tables import every_label, plain_latents, read_table
 from saeinterp.report.values import Model, Number
 
@@ -54,7 +57,7 @@ NARROWEST = 0.05
 """Difference axes reach at least so far to both sides, so that nothing small is drawn large."""
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("payload.js", "table.js", "associated.js", "detail.js", "plots.js", "main.js")
+_PARTS = ("payload", "table", "associated", "pages", "examples", "profile", "latent", "plots", "main")
 
 
 def render_dashboard(results: Results, tables: Path) -> str:
@@ -69,36 +72,52 @@ def render_dashboard(results: Results, tables: Path) -> str:
     """
     section = results.explainers
     latents = read_table(tables, "latents") if section is not None else None
-    associated = read_table(tables, "associated") if results.enrichment is not None else None
-    plots = [*_associations(results, associated), *_figures(section, latents, tables)]
+    explorer = _explorer(results, tables)
+    plots = [*_associations(results, explorer), *_figures(section, latents, tables)]
     embedded = {
         "lib-plotly": plotly_library() if plots else None,
-        "lib-tabulator": tabulator_library() if latents is not None or associated is not None else None,
+        "lib-tabulator": tabulator_library() if latents is not None or explorer is not None else None,
     }
     libraries = {name: item for name, item in embedded.items() if item is not None}
     payload: dict[str, Any] = {"figures": [figure.payload() for figure in plots]}
+    details: dict[str, str] = {}
+    places = None
     if section is not None and latents is not None:
-        payload["latents"] = latent_payload(section, latents)
-        payload["details"] = latent_details(latents, read_table(tables, "examples"))
-    if associated is not None:
-        payload["associated"] = grid_payload(associated)
+        places = Places.of(latents, limit=results.detail_latents)
+        payload["latents"] = latent_payload(section, latents) | places.payload(places.note(latents))
+        made = _pages(results, section, latents, tables).chunks(places.chunks)
+        details = {f"details-{place}": packed(as_json(chunk)) for place, chunk in enumerate(made)}
+    if explorer is not None:
+        payload["associated"] = explorer.payload()
+        details |= explorer.parts()
     # In a scope of its own, so that a name here can never meet a library's.
-    script = '"use strict";\n(() => {\n' + "".join(_asset(name) for name in _SCRIPTS) + "})();\n"
+    script = '"use strict";\n(() => {\n' + "".join(_asset(f"{name}.js") for name in _PARTS) + "})();\n"
     template = _environment(results).get_template("report.html.jinja")
+    beside = (places is not None and places.shards) or (explorer is not None and explorer.beside)
+    admitted = nonce(results.model_dump_json()) if beside else None
     return template.render(
         r=results,
-        policy=_policy([script, *(item.script for item in libraries.values())]),
+        policy=_policy([script, *(item.script for item in libraries.values())], nonce=admitted),
+        nonce=admitted,
+        left_out=places.note(latents) if places is not None and latents is not None else None,
         style=Markup(_asset("report.css")),
         library_styles=Markup("".join(item.style for item in libraries.values())),
-        packed={"payload": packed(_json(payload)), **{name: packed(item.script) for name, item in libraries.items()}},
+        packed={
+            "payload": packed(as_json(payload)),
+            **details,
+            **{name: packed(item.script) for name, item in libraries.items()},
+        },
         script=Markup(script),
         libraries=[(item.name, Markup(escape(item.licence))) for item in libraries.values()],
         has_grid="lib-tabulator" in libraries,
         tabulator_install=TABULATOR_INSTALL,
         latents=plain_latents(latents, PLAIN_ROWS) if latents is not None else [],
         latent_count=len(latents["id"]) if latents is not None else 0,
-        associated=plain_rows(associated, PLAIN_ROWS) if associated is not None else [],
+        associated=plain_rows(explorer.columns, PLAIN_ROWS) if explorer is not None else [],
+        pages=explorer.pages if explorer is not None else {},
         grid_rows=GRID_ROWS,
+        tokens_left_out=explorer.note if explorer is not None else None,
+        has_pages=latents is not None or (explorer is not None and bool(explorer.pages)),
         quick=_quick(latents["outcome"]) if latents is not None else [],
         axis=_axis(section) if section is not None else None,
         figures=plots,
@@ -135,9 +154,30 @@ def numbers(item: Any, path: str = "") -> list[tuple[str, Number]]:
     return found
 
 
-def packed(text: str) -> Markup:
-    """Text as gzip + base64, the same bytes every time."""
-    return Markup(base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode())
+def shards(results: Results, tables: Path) -> Iterator[tuple[int, dict[int, Any]]]:
+    """The pages of latents that do not fit into the page, by the number of their file."""
+    section, latents = results.explainers, read_table(tables, "latents")
+    if section is None or latents is None:
+        return
+    places = Places.of(latents, limit=results.detail_latents)
+    made = _pages(results, section, latents, tables).chunks([rows for _, rows in places.shards])
+    yield from zip((number for number, _ in places.shards), made, strict=True)
+
+
+def pair_shards(results: Results, tables: Path) -> Iterator[tuple[int, dict[int, Any]]]:
+    """The same of latents and their tokens."""
+    explorer = _explorer(results, tables)
+    return iter(()) if explorer is None else explorer.shards()
+
+
+def _explorer(results: Results, tables: Path) -> Explorer | None:
+    if results.enrichment is None or not (tables / "associated.parquet").exists():
+        return None
+    return Explorer(results.enrichment, tables, limit=results.detail_latents, grid_rows=GRID_ROWS)
+
+
+def _pages(results: Results, section: ExplainerSection, latents: Mapping[str, list[Any]], tables: Path) -> Pages:
+    return Pages(section, results.pairs, results.profiles, latents, tables)
 
 
 def _environment(results: Results) -> jinja2.Environment:
@@ -169,16 +209,13 @@ def _asset(name: str) -> str:
     return (_HERE / "assets" / name).read_text(encoding="utf-8")
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _policy(scripts: Sequence[str]) -> str:
+def _policy(scripts: Sequence[str], *, nonce: str | None) -> str:
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
     )
+    beside = f" 'nonce-{nonce}'" if nonce is not None else ""
     return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {hashes}{beside}; style-src 'unsafe-inline'; img-src data: blob:; "
         "connect-src 'none'; form-action 'none'; base-uri 'none'"
     )
 
@@ -284,12 +321,11 @@ def _quick(outcomes: Sequence[str]) -> list[tuple[str, str]]:
     return [("all", f"All ({len(outcomes)})"), *chips]
 
 
-def _associations(results: Results, associated: Mapping[str, list[Any]] | None) -> list[figures.Figure]:
-    made: list[figures.Figure | None] = []
-    for preset in results.enrichment.presets if results.enrichment is not None else ():
-        made.append(layer_rates(preset))
-        if associated is not None:
-            made.append(strengths(preset, associated))
+def _associations(results: Results, explorer: Explorer | None) -> list[figures.Figure]:
+    presets = results.enrichment.presets if results.enrichment is not None else ()
+    made = [layer_rates(preset) for preset in presets]
+    if explorer is not None and explorer.marks is not None:
+        made += [figure for preset in presets for figure in volcanoes(preset, explorer.marks, explorer.pages)]
     return [figure for figure in made if figure is not None]
 
 

@@ -27,6 +27,8 @@ from saeinterp.report.enrichment_results import (
     SideFacts,
     TopLatent,
 )
+from saeinterp.report.enrichment_rules import preset_rules
+from saeinterp.report.enrichment_volcano import pair_facts
 from saeinterp.report.format import Style
 from saeinterp.report.values import Fact, Number
 
@@ -127,11 +129,13 @@ def _preset(preset: str, read: Mapping[str, Associated], latents: pl.DataFrame) 
     return PresetSection(
         preset=preset,
         title=TITLES[preset],
+        rules=preset_rules(preset, [item.artifact.manifest()["config"] for item in have.values()]),
         rates=tuple(rates),
         categories=tuple(categories),
         kinds=_kinds(have, latents),
         top=tuple(top for title, item in have.items() for top in _top(title, item, latents, rank, measure)),
         findings=tuple(findings),
+        pairs=tuple(pair_facts(title, item, preset) for title, item in have.items()),
     )
 
 

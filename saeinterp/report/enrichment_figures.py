@@ -1,4 +1,4 @@
-"""Plots of latents and tokens: rates by layer beside chance, and the strength of each latent's association over its p.
+"""The plot of rates by layer, beside chance.
 
 The surprising choice: chance is drawn in the same plot as every rate, dashed in the rate's own colour, so that a line
 that lies on its null is seen to.
@@ -6,7 +6,7 @@ that lies on its null is seen to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from saeinterp.ids import layer_of
@@ -14,8 +14,6 @@ from saeinterp.report.enrichment_results import PresetSection, RateRow
 from saeinterp.report.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
 from saeinterp.report.format import number, visible
 
-POINTS = 2000
-"""Latents in the plot of strengths, per model and set of rules; the strongest come first."""
 SHOWN = "interpretable"
 """The rate that is drawn by layer: it alone is over all latents under every preset and has a null at every layer."""
 
@@ -52,55 +50,6 @@ def layer_rates(preset: PresetSection) -> Figure | None:
         ),
         columns=("Model", "Layer", "Observed", "Chance"),
         rows=tuple(table),
-    )
-
-
-def strengths(preset: PresetSection, columns: Mapping[str, Sequence[Any]]) -> Figure | None:
-    """Odds ratio and p of each labelled latent's first token; None without one.
-
-    Args:
-        columns: `tables/associated.parquet`.
-    """
-    traces = []
-    mine = [
-        index
-        for index, name in enumerate(columns["preset"])
-        if name == preset.preset and columns["odds_ratio"][index] is not None
-    ]
-    for order, side in enumerate(dict.fromkeys(columns["side"])):
-        some = [index for index in mine if columns["side"][index] == side][:POINTS]
-        if not some:
-            continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": _shown(side),
-                "x": [columns["odds_ratio"][index] for index in some],
-                "y": [-columns["log10_p"][index] for index in some],
-                "text": [
-                    f"{columns['id'][index]}: {_shown(columns['label'][index])}"
-                    f"<br>odds ratio {number(columns['odds_ratio'][index], 'plain')}"
-                    for index in some
-                ],
-                "hovertemplate": "%{text}<extra></extra>",
-                "marker": {"color": pick(PALETTE, order), "symbol": pick(SYMBOLS, order), "size": 7, "opacity": 0.6},
-            }
-        )
-    if not traces:
-        return None
-    return Figure(
-        id=f"strengths-{preset.preset}",
-        title=f"Strength of associations: {preset.preset}",
-        caption="One mark per labelled latent: the odds ratio of its first token, and how unlikely it is by chance.",
-        data=traces,
-        layout=axes(
-            x="Odds ratio",
-            y="−log₁₀ p",
-            xaxis={"type": "log"},
-            yaxis={"rangemode": "tozero"},
-        ),
-        note="The table behind this plot is that of latents and tokens.",
     )
 
 

@@ -13,9 +13,11 @@ import polars as pl
 
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.report.format import number, visible
+from saeinterp.report.payload import joined
 
 _EFFECTS = ["enrichment", "odds_ratio", "odds_ratio_low", "odds_ratio_high", "p_value", "log10_p", "q_value", "mcc"]
 _LABELS = ["id", "layer", "position", "label", "kind", "category", "monosemantic"]
+_MORE = {"reason": pl.String, "share": pl.Float64, "cmh_p": pl.Float64}
 GRID_ROWS = 10_000
 """Latents in the page's table; all are in `tables/associated.parquet`, and the page says so."""
 
@@ -27,7 +29,8 @@ def associated_latents(sides: Mapping[str, Associated]) -> pl.DataFrame:
 
     Columns: `side`, `preset`, `id`, `layer`, `position`, `label`, `kind`, `category`, `monosemantic`; of its first
     token `token`, the counts `a` to `d`, `enrichment` (null where infinite), `odds_ratio` with its 95% interval,
-    `p_value`, `log10_p`, `q_value`, `mcc`, `replicated`.
+    `p_value`, `log10_p`, `q_value`, `mcc`, `replicated`; of the labels that have them `reason` (why it is not
+    monosemantic), `share` (of the latent's information about tokens) and `cmh_p` (among problems of like length).
     """
     frames = [_of_preset(title, item, preset) for title, item in sides.items() for preset in item.presets]
     if not frames:
@@ -47,9 +50,8 @@ def rate_rows(sides: Mapping[str, Associated]) -> list[dict[str, Any]]:
     return rows
 
 
-def grid_payload(columns: Columns) -> dict[str, Any]:
-    """The page's table of associated latents: raw columns for sorting, finished texts for showing."""
-    count = min(len(columns["id"]), GRID_ROWS)
+def grid_payload(columns: Columns, count: int) -> dict[str, Any]:
+    """The first rows of the page's table: raw columns for sorting, finished texts for showing."""
     rows = range(count)
     shown: dict[str, list[Any]] = {
         name: [visible(str(columns[name][index])) for index in rows]
@@ -59,7 +61,7 @@ def grid_payload(columns: Columns) -> dict[str, Any]:
     shown["replicated"] = ["yes" if columns["replicated"][index] else "no" for index in rows]
     for name in ("odds_ratio", "q_value", "mcc"):
         shown[name] = [columns[name][index] for index in rows]
-    shown["odds_ratio_text"] = [_odds(columns, index) for index in rows]
+    shown["odds_ratio_text"] = [odds_text(columns, index) for index in rows]
     shown["q_value_text"] = [number(columns["q_value"][index], "p") for index in rows]
     shown["mcc_text"] = [number(columns["mcc"][index], "score") for index in rows]
     return {"columns": shown}
@@ -70,7 +72,7 @@ def plain_rows(columns: Columns, limit: int) -> list[dict[str, Any]]:
     return [
         {
             **{name: columns[name][index] for name in ("side", "preset", "id", "label", "token", "layer", "position")},
-            "odds_ratio": _odds(columns, index),
+            "odds_ratio": odds_text(columns, index),
             "q_value": number(columns["q_value"][index], "p"),
             "mcc": number(columns["mcc"][index], "score"),
             "replicated": "yes" if columns["replicated"][index] else "no",
@@ -79,9 +81,10 @@ def plain_rows(columns: Columns, limit: int) -> list[dict[str, Any]]:
     ]
 
 
-def _odds(columns: Columns, index: int) -> str:
+def odds_text(columns: Columns, index: int) -> str:
+    """The odds ratio of a row with its interval."""
     value, low, high = (columns[name][index] for name in ("odds_ratio", "odds_ratio_low", "odds_ratio_high"))
-    return f"{number(value, 'plain')} [{number(low, 'plain')}, {number(high, 'plain')}]"
+    return joined(value, low, high, style="plain")
 
 
 def _of_preset(title: str, item: Associated, preset: str) -> pl.DataFrame:
@@ -89,16 +92,19 @@ def _of_preset(title: str, item: Associated, preset: str) -> pl.DataFrame:
     kept = pl.scan_parquet(item.artifact.file(f"pairs-{preset}.parquet")).filter("kept")
     wanted = ["latent", "token", "text", "a", "b", "c", "d", *_EFFECTS, "replicated"]
     pairs = kept.select(wanted).collect().with_columns(pl.col("latent", "token").cast(pl.Int64))
-    named = labels.select(*_LABELS, pl.col("latent").cast(pl.Int64), *(["token"] if "token" in labels.columns else []))
-    if "token" in labels.columns:
+    lacking = [pl.lit(None, kind).alias(name) for name, kind in _MORE.items() if name not in labels.columns]
+    labels = labels.with_columns(lacking)
+    first = ["token"] if "token" in labels.columns else []
+    named = labels.select(*_LABELS, *_MORE, pl.col("latent").cast(pl.Int64), *first)
+    if first:
         keys = ["latent", "token"]
         found = named.with_columns(pl.col("token").cast(pl.Int64)).join(pairs, on=keys, how="left")
     else:  # the published rules name a latent after its largest enrichment
-        first = pairs.sort(["latent", "enrichment", "token"], descending=[False, True, False])
-        found = named.join(first.group_by("latent", maintain_order=True).first(), on="latent", how="left")
+        ranked = pairs.sort(["latent", "enrichment", "token"], descending=[False, True, False])
+        found = named.join(ranked.group_by("latent", maintain_order=True).first(), on="latent", how="left")
     finite = pl.when(pl.col("enrichment").is_finite()).then("enrichment").alias("enrichment")
     head = [pl.lit(title).alias("side"), pl.lit(preset).alias("preset")]
     token = pl.col("text").alias("token")
     rest = [pl.col(name).cast(pl.Int64) for name in "abcd"]
-    table = found.select(*head, *_LABELS, token, *rest, finite, *_EFFECTS[1:], "replicated")
+    table = found.select(*head, *_LABELS, token, *rest, finite, *_EFFECTS[1:], "replicated", *_MORE)
     return table.sort(["odds_ratio", "id"], descending=[True, False], nulls_last=True)

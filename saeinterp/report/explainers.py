@@ -78,7 +78,7 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
         ),
         better=tuple(stored_number(count, source, style="count", n=data.n_latents) for count in data.better),
         examples=_examples(data, source),
-        spread=_spread(data.primary, source),
+        spread=(*_ranges(artifact, data), *_spread(data.primary, source)),
         statuses=tuple(StatusCount(status=row.status, a=row.a, b=row.b) for row in data.statuses),
         families=tuple(Family(**family.model_dump()) for family in data.families),
         checks=tuple(Check(**row.model_dump()) for row in data.comparability),
@@ -228,6 +228,28 @@ def _examples(data: ExplainerComparison, source: str) -> tuple[Fact, ...]:
         Fact(title=title, number=stored_number(count, source, style="count", n=data.verdicts.examples, of="examples"))
         for title, count in counts.items()
     )
+
+
+def _ranges(artifact: Artifact, data: ExplainerComparison) -> tuple[Fact, ...]:
+    """Mean of each side with its smallest and largest latent, over the latents that both sides have a value on."""
+    import polars as pl
+
+    columns = [f"{data.metric}_{key}" for key in ("a", "b")]
+    table = pl.read_parquet(artifact.file("latents.parquet"), columns=columns).drop_nulls()
+    facts = []
+    for key, column, mean in zip("AB", columns, (data.primary.mean_a, data.primary.mean_b)):
+        values = table[column].to_list()
+        number = Number(
+            value=mean,
+            low=min(values, default=None),
+            high=max(values, default=None),
+            interval="smallest to largest latent" if values else None,
+            n=data.primary.n,
+            of="latents",
+            source=artifact.id,
+        )
+        facts.append(Fact(title=f"Mean over latents [smallest, largest], {key}", number=number))
+    return tuple(facts)
 
 
 def _spread(paired: PairedResult, source: str) -> tuple[Fact, ...]:

@@ -19,6 +19,10 @@ from saeinterp.report.format import Style, number, power
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 DASHES = ("solid", "dash", "dot")
+MARKS = 2000
+"""Latents marked in the plot of B over A."""
+CELLS = 40
+"""Of its shading, each way."""
 TABLE_STEPS = 12
 """Checkpoints per layer in the table behind a curve; the whole curve is in `tables/curves.parquet`."""
 
@@ -35,7 +39,9 @@ class Figure:
         layout: plotly layout without colours.
         columns: Header of the table behind it.
         rows: Its finished cells.
-        linked: Points open the latent whose row index is their customdata.
+        linked: Marks are rows of the latent table, named by `customdata`; they take their place and text from there,
+            and open their latent.
+        opens: Whose pages its marks open, named by `customdata`; empty where none.
     """
 
     id: str
@@ -47,80 +53,100 @@ class Figure:
     rows: tuple[tuple[str, ...], ...] = ()
     linked: bool = False
     note: str = field(default="")
+    opens: str = ""
 
     def payload(self) -> dict[str, Any]:
         """What the page's script needs."""
-        return {"id": self.id, "data": self.data, "layout": self.layout, "linked": self.linked}
+        return {"id": self.id, "data": self.data, "layout": self.layout, "linked": self.linked, "opens": self.opens}
 
 
 def scatter(section: ExplainerSection, latents: Mapping[str, Sequence[Any]]) -> Figure | None:
-    """Score of B over score of A, one point per latent, with the diagonal; None without a scored pair.
+    """Score of B over score of A, one mark per latent, with the diagonal; None without a scored pair.
+
+    The marks' places and texts are those of the latent table, which the page has already. Beyond `MARKS` latents those
+    that differ most are marked, over a shading of all.
 
     Args:
         section: The comparison.
         latents: Columns of `tables/latents.parquet`.
     """
-    places = [
-        index
-        for index, (a, b) in enumerate(zip(latents["value_a"], latents["value_b"]))
-        if a is not None and b is not None
-    ]
+    pairs = zip(latents["value_a"], latents["value_b"])
+    places = [index for index, (a, b) in enumerate(pairs) if a is not None and b is not None]
     if not places:
         return None
-    traces = []
+    low = min(0.0, *(latents[name][index] for name in ("value_a", "value_b") for index in places))
+    span = [low - 0.03, 1.03]
+    marked, traces = places, []
+    caption = "One mark per latent; above the diagonal B scores higher."
+    if len(places) > MARKS:
+        marked = sorted(places, key=lambda index: (-abs(latents["delta"][index]), index))[:MARKS]
+        traces.append(_shading([(latents["value_a"][index], latents["value_b"][index]) for index in places], low))
+        caption = (
+            f"Shaded: all {number(len(places), 'count')} latents, on a logarithmic scale. Marks: the "
+            f"{number(MARKS, 'count')} that differ most; above the diagonal B scores higher."
+        )
     for order, hookpoint in enumerate(_unique(latents["hookpoint"])):
-        mine = [index for index in places if latents["hookpoint"][index] == hookpoint]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": hookpoint,
-                "x": [latents["value_a"][index] for index in mine],
-                "y": [latents["value_b"][index] for index in mine],
-                "customdata": mine,
-                "text": [
-                    f"{latents['id'][index]}<br>A {number(latents['value_a'][index], 'score')}"
-                    f"<br>B {number(latents['value_b'][index], 'score')}"
-                    for index in mine
-                ],
+                "name": plain_text(hookpoint),
+                "customdata": [index for index in marked if latents["hookpoint"][index] == hookpoint],
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {
                     "color": pick(PALETTE, order),
                     "symbol": pick(SYMBOLS, order),
-                    "size": 10,
+                    "size": 10 if len(marked) < 200 else 6,
                     "opacity": 0.8,
                     "line": {"width": 1, "color": "rgba(255,255,255,0.7)"},
                 },
                 "unselected": {"marker": {"opacity": 0.12}},
             }
         )
-    low = min(0.0, *(latents[name][index] for name in ("value_a", "value_b") for index in places))
-    span = [low - 0.03, 1.03]
+    diagonal = {"type": "line", "x0": low, "y0": low, "x1": 1, "y1": 1, "layer": "below"}
     return Figure(
         id="scatter",
         title=f"{section.metric_title}: B over A",
-        caption="One mark per latent; above the diagonal B scores higher. Click one to read its examples.",
-        data=[trace for trace in traces if trace["x"]],
+        caption=f"{caption} Click one to read its examples.",
+        data=[trace for trace in traces if trace.get("customdata") != []],
         layout=axes(
             x=f"{section.metric_title}, A",
             y=f"{section.metric_title}, B",
             xaxis={"range": span, "constrain": "domain"},
             yaxis={"range": span, "scaleanchor": "x", "constrain": "domain"},
-            shapes=[
-                {
-                    "type": "line",
-                    "x0": low,
-                    "y0": low,
-                    "x1": 1,
-                    "y1": 1,
-                    "layer": "below",
-                    "line": {"dash": "dot", "width": 1},
-                }
-            ],
+            shapes=[{**diagonal, "line": {"dash": "dot", "width": 1}}],
         ),
         linked=True,
         note="The table behind this plot is the latent table above.",
     )
+
+
+def _shading(points: Sequence[tuple[float, float]], low: float) -> dict[str, Any]:
+    """How many latents lie where, in `CELLS` cells each way."""
+    step = (1 - low) / CELLS
+    edges = [number(low + step * place, "score") for place in range(CELLS + 1)]
+    counts = [[0] * CELLS for _ in range(CELLS)]
+    for a, b in points:
+        column, row = (min(CELLS - 1, int((value - low) / step)) for value in (a, b))
+        counts[row][column] += 1
+    return {
+        "type": "heatmap",
+        "x0": low + step / 2,
+        "dx": step,
+        "y0": low + step / 2,
+        "dy": step,
+        "z": [[math.log10(count) if count else None for count in row] for row in counts],
+        "text": [
+            [
+                f"A {edges[column]} to {edges[column + 1]}<br>B {edges[row]} to {edges[row + 1]}<br>"
+                f"{number(count, 'count')} latents"
+                for column, count in enumerate(line)
+            ]
+            for row, line in enumerate(counts)
+        ],
+        "hovertemplate": "%{text}<extra></extra>",
+        "showscale": False,
+    }
 
 
 def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption: str, label: str) -> Figure | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN_ELSEWHERE = ("primary", "unmatched", "self_scored", "ranking", "families")
 """Sentences of a comparison that have their own place: headline, banner, table."""
+LISTED = 12
+"""Layers whose values are written out; of more the sentence names the ends, and the table has them all."""
 
 
 def findings(
@@ -63,13 +65,14 @@ def _of_layers(side: str, layers: Sequence[LayerHealth]) -> list[str]:
     parts = []
     several = len({layer.dataset for layer in layers}) > 1
     named = {id(layer): f"{layer.title}, {layer.dataset}" if several else layer.title for layer in layers}
-    for name, words in (("loss_recovered", "loss recovered"), ("explained_variance", "explained variance")):
+    for name, words in (
+        ("loss_recovered", "loss recovered"),
+        ("explained_variance", "explained variance"),
+        ("dead", "dead"),
+    ):
         known = [(named[id(layer)], item) for layer in layers if (item := _of(layer, name)).value is not None]
         if known:
-            parts.append(f"{words} {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in known)}")
-    dead = [(named[id(layer)], layer.dead) for layer in layers if layer.dead.value is not None]
-    if dead:
-        parts.append(f"dead {', '.join(f'{number(item.value, item.style)} ({where})' for where, item in dead)}")
+            parts.append(f"{words} {_values(known)}")
     said = [f"{side}: {'; '.join(parts)}."] if parts else []
     reasons: dict[str, list[str]] = {}
     for layer in layers:
@@ -77,10 +80,20 @@ def _of_layers(side: str, layers: Sequence[LayerHealth]) -> list[str]:
             reasons.setdefault(layer.loss_recovered.reason or "", []).append(named[id(layer)])
         said += [f"Integrity check failed for {side}, {named[id(layer)]}: {line}." for line in layer.failed_checks]
     said += [
-        f"{side}: loss recovered is NA at {listing(where)}: {reason.rstrip('.')}."
+        f"{side}: loss recovered is NA at {listing(where) if len(where) <= LISTED else plural(len(where), 'row')}: "
+        f"{reason.rstrip('.')}."
         for reason, where in fold_reasons(reasons)
     ]
     return said
+
+
+def _values(known: Sequence[tuple[str, Number]]) -> str:
+    """Every value with its layer, or of many the smallest and the largest."""
+    if len(known) <= LISTED:
+        return ", ".join(f"{number(item.value, item.style)} ({where})" for where, item in known)
+    ranked = sorted(known, key=lambda pair: pair[1].value or 0)
+    low, high = (f"{number(item.value, item.style)} ({where})" for where, item in (ranked[0], ranked[-1]))
+    return f"from {low} to {high} over {plural(len(known), 'row')}"
 
 
 def _of(layer: LayerHealth, name: str) -> Number:

@@ -14,8 +14,11 @@ class GradeCell(Model):
     """One metric, and what the thresholds say of it."""
 
     metric: str
+    """Key of the metric."""
     number: Number
+    """The value."""
     outcome: Literal["pass", "borderline", "fail", "NA"]
+    """What the thresholds say of it."""
     undecided: str | None = None
     """Which thresholds its interval crosses."""
     note: str | None = None
@@ -26,6 +29,7 @@ class DatasetRow(Model):
     """One layer on one dataset."""
 
     dataset: str
+    """The text it was measured on."""
     loss_recovered: GradeCell = Field(
         title="Loss recovered", description="(CE zeroed − CE spliced) / (CE zeroed − CE clean)"
     )
@@ -48,12 +52,19 @@ class GradedLayer(Model):
     """One SAE with its grade."""
 
     title: str
+    """The hookpoint, with the settings in which its SAEs differ where there are several."""
     rows: tuple[DatasetRow, ...]
+    """One row per dataset."""
     passed: int
+    """Metrics that pass."""
     applicable: int
+    """Metrics that apply."""
     label: Literal["healthy", "incomplete", "partial", "unhealthy"]
+    """The grade in a word."""
     undecided: bool
+    """An interval crosses a threshold."""
     reasons: tuple[str, ...]
+    """Why the grade is not full."""
     control: Number | None = None
     """Absorption of a random SAE of the same shape."""
     cosine: Number | None = None
@@ -71,13 +82,19 @@ class GradedModel(Model):
     """One model's layers."""
 
     title: str
+    """Name of the model."""
     layers: tuple[GradedLayer, ...]
+    """Every SAE with its grade."""
     findings: tuple[str, ...]
+    """Generated sentences on the grades."""
     recommendations: tuple[str, ...]
+    """What could be tried, each following from a metric that fails."""
     checks: int
     """Integrity checks that could be made on its rows."""
     failed: int
+    """Of these checks, those that do not hold."""
     source: str
+    """Id of the grades."""
 
     @property
     def control_reasons(self) -> list[str]:
@@ -91,29 +108,43 @@ class DirectRow(Model):
     """One line of the direct comparison."""
 
     title: str
+    """What is compared."""
     dataset: str
+    """On which text; empty where it is of none."""
     a: Number
+    """Value of the first model."""
     b: Number
+    """Value of the second."""
     difference: Number
+    """Second minus first."""
 
 
 class DirectComparison(Model):
     """Two models' grades, on the layers and datasets that both have."""
 
     a: str
+    """Name of the first model."""
     b: str
+    """Name of the second."""
     rows: tuple[DirectRow, ...]
+    """The compared numbers."""
     findings: tuple[str, ...]
+    """Generated sentences on them."""
 
 
 class TableProblem(Model):
     """A check that an outside table does not pass."""
 
     line: int
+    """Of the file, or the row of the table."""
     model: str
+    """The model it is about, empty where it is about none."""
     hookpoint: str
+    """The layer it is about, empty where it is about none."""
     name: str
+    """The rule that does not hold."""
     detail: str
+    """The numbers that contradict it."""
 
     @property
     def where(self) -> str:
@@ -125,25 +156,37 @@ class OutsideTable(Model):
     """The file that the numbers were read from."""
 
     file: str
+    """Name of the file."""
     unit: Literal["line", "row"]
     """What the numbers of problems count."""
     sha256: str
+    """Of the file."""
     rows: int
+    """Rows read."""
     checks: int
+    """Rules that could be checked."""
     problems: tuple[TableProblem, ...]
+    """Rules that do not hold."""
     notes: tuple[str, ...]
     """How something was read that could have been read otherwise."""
     source: str
+    """Id of the artifact that holds the table."""
 
 
 class GradeSection(Model):
     """Layer grades of every model of the report."""
 
     profile: str
+    """Name of the set of thresholds."""
     thresholds: tuple[Setting, ...]
+    """When a metric passes."""
     rule: str
     """Which dataset decides, and how ties are treated."""
     convention: str
+    """Where the thresholds come from."""
     models: tuple[GradedModel, ...]
+    """Every model with its layers."""
     direct: tuple[DirectComparison, ...]
+    """Models side by side, where the grades are of an outside table."""
     table: OutsideTable | None
+    """The outside table; empty where the health was measured here."""

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from saeinterp.artifacts import Artifact
 from saeinterp.config import WORST_CASE
+from saeinterp.errors import ConfigError
 from saeinterp.health import LayerGrades, SaeGrade, read_grades
-from saeinterp.health.grading.comparison import GradeComparison, MetricMeans
+from saeinterp.health.grading.comparison import GradeComparison, MetricMeans, compare_grades
 from saeinterp.health.grading.results import DatasetGrade, GradedMetric, Measured
 from saeinterp.health.grading.rules import GRADED, PERCENT, TITLES, rule_text
 from saeinterp.health.imported import TableReview, read_review, read_table
@@ -190,6 +191,25 @@ def _pair(a: str, b: str, found: GradeComparison, source: str) -> DirectComparis
         )
     rows += [_mean_row(row, source) for row in found.means if row.layers]
     return DirectComparison(a=a, b=b, rows=tuple(rows), findings=found.sentences)
+
+
+def ranges(names: tuple[str, str], grades: Mapping[str, Artifact]) -> tuple[DirectRow, ...]:
+    """Means and ranges of two models' other graded metrics, on the layers and datasets of both; () unless both are
+    graded alike.
+
+    Loss recovered is compared by its documents, with an interval, and is left out.
+    """
+    artifacts = [grades.get(name) for name in names]
+    if artifacts[0] is None or artifacts[1] is None:
+        return ()
+    a, b = (read_grades(item) for item in artifacts if item is not None)
+    try:
+        found = compare_grades(a, b, names=names)
+    except ConfigError:
+        return ()
+    sources = [item.id for item in artifacts if item is not None]
+    rows = [_mean_row(row, sources[1]) for row in found.means if row.layers and row.metric != "loss_recovered"]
+    return tuple(row.model_copy(update={"a": row.a.model_copy(update={"source": sources[0]})}) for row in rows)
 
 
 def _share_gap(a: int, of_a: int, b: int, of_b: int, source: str) -> Number:

@@ -92,7 +92,7 @@ def latent_table(comparison: Artifact, section: ExplainerSection, lineage: Linea
 def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame | None:
     """Every example of every latent with the verdicts of both sides, in the order of the row detail; None without.
 
-    Columns: hookpoint, latent, example_id, role, kind, quantile, band, truth, tokens, activations; per side
+    Columns: hookpoint, latent, example_id, doc_id, role, kind, quantile, band, truth, tokens, activations; per side
     verdict, probability, reply and status (null where that side was not asked).
     """
     import polars as pl
@@ -115,7 +115,7 @@ def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame | None
             nulls_last=True,
         )
         .select(
-            *KEY, "example_id", "role", "kind", "quantile", "band", "truth", "tokens", "activations",
+            *KEY, "example_id", "doc_id", "role", "kind", "quantile", "band", "truth", "tokens", "activations",
             *(f"{name}_{letter}" for letter in "ab" for name in ("verdict", "probability", "reply", "status")),
         )
     )  # fmt: skip

@@ -6,18 +6,23 @@ HTML, because labels and errors come from models and would otherwise be read as 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saeinterp.health.grading.rules import GRADED
 from saeinterp.report.enrichment_results import ChanceCell
 from saeinterp.report.enrichment_tables import plain_rows
-from saeinterp.report.format import listing, markdown_text, number, plural, with_interval
+from saeinterp.report.format import listing, markdown_text, number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.reasons import fold_reasons
 from saeinterp.report.results import ABSENT, HEALTH_COLUMNS, LayerHealth, Results
-from saeinterp.report.tables import plain_latents, read_table
+from saeinterp.report.tables import plain_latents, read_table, table_sizes
 from saeinterp.report.values import Number
+
+if TYPE_CHECKING:
+    import jinja2
 
 LATENT_ROWS = 200
 """Latents in the per-latent table; the rest are in `tables/latents.parquet`, and the report says so."""
@@ -40,6 +45,28 @@ def render_markdown(results: Results, tables: Path) -> str:
         results: What `results.json` holds.
         tables: The folder of the Parquet tables that belong to it.
     """
+    latents = read_table(tables, "latents")
+    associated = read_table(tables, "associated")
+    return (
+        markdown_environment()
+        .get_template("report.md.jinja")
+        .render(
+            r=results,
+            retry=RETRY,
+            absent=ABSENT,
+            latents=plain_latents(latents, LATENT_ROWS) if latents else [],
+            latent_count=len(latents["id"]) if latents else 0,
+            associated=plain_rows(associated, LATENT_ROWS) if associated else [],
+            health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
+            grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
+            missing=_missing(results),
+            tables=table_sizes(tables),
+        )
+    )
+
+
+def markdown_environment() -> jinja2.Environment:
+    """Templates whose every value is escaped for Markdown, but for what was made here."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -51,21 +78,9 @@ def render_markdown(results: Results, tables: Path) -> str:
         keep_trailing_newline=True,
         finalize=lambda value: value if isinstance(value, Plain) else markdown_text(str(value)),
     )
-    environment.filters.update(num=_num, chance=_chance, plural=plural, code=_code, safe=Plain)
-    latents = read_table(tables, "latents")
-    associated = read_table(tables, "associated")
-    return environment.get_template("report.md.jinja").render(
-        r=results,
-        retry=RETRY,
-        absent=ABSENT,
-        latents=plain_latents(latents, LATENT_ROWS) if latents else [],
-        latent_count=len(latents["id"]) if latents else 0,
-        associated=plain_rows(associated, LATENT_ROWS) if associated else [],
-        health_columns=[(name, LayerHealth.model_fields[name]) for name in HEALTH_COLUMNS],
-        grade_columns=[(name, DatasetRow.model_fields[name]) for name in GRADED],
-        missing=_missing(results),
-        number=number,
-    )
+    environment.filters.update(num=_num, chance=_chance, plural=plural, code=_code, literal=_literal, safe=Plain)
+    environment.globals["number"] = number
+    return environment
 
 
 def _num(item: Number) -> Plain:
@@ -81,7 +96,13 @@ def _chance(cell: ChanceCell) -> Plain:
 
 
 def _code(text: str) -> Plain:
-    return Plain(f"`{text.replace('`', '')}`")
+    shown = visible(text).replace("`", "").replace("|", "\\|")
+    return Plain(f"`{shown}`")
+
+
+def _literal(text: str) -> Plain:
+    """A text as a Python literal, for a code block that it cannot leave."""
+    return Plain(json.dumps(visible(text)))
 
 
 def _missing(results: Results) -> list[tuple[str, str]]:

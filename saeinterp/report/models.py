@@ -7,6 +7,8 @@ does nothing is not a good SAE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from saeinterp.artifacts import Artifact
 from saeinterp.compare.direct import DatasetGap
 from saeinterp.compare.frontiers import Frontier, FrontierPoint
@@ -15,6 +17,7 @@ from saeinterp.compare.model_results import ModelComparison
 from saeinterp.compare.seeds import SeedDifference
 from saeinterp.report import grade_results, model_results
 from saeinterp.report.format import Style, number, short
+from saeinterp.report.grades import ranges
 from saeinterp.report.model_results import FrontierRow, LayerDifference, ModelSection
 from saeinterp.report.values import Check, Difference, Number, Side
 
@@ -28,8 +31,12 @@ TOLD = ("summary.", "trend.loss_recovered.", "trend.fvu.")
 """Sentences of a comparison that are findings; those on single numbers stand in the table."""
 
 
-def model_section(artifact: Artifact) -> ModelSection:
-    """Per-layer differences, their summary and the generated sentences of one comparison."""
+def model_section(artifact: Artifact, *, grades: Mapping[str, Artifact] = {}) -> ModelSection:
+    """Per-layer differences, their summary and the generated sentences of one comparison.
+
+    Args:
+        grades: Model title to its grades, for the ranges of the direct comparison.
+    """
     data = ModelComparison.model_validate_json(artifact.file("comparison.json").read_bytes())
     source = artifact.id
     layers = [layer for layer in data.layers if layer.missing is None]
@@ -55,7 +62,7 @@ def model_section(artifact: Artifact) -> ModelSection:
             _row(row, layer.place.shown(datasets=several), data, source) for layer in layers for row in layer.metrics
         ),
         summary=tuple(_summary(row, data, source) for row in data.summary),
-        direct=_direct(data, source),
+        direct=_direct(data, source, grades),
         controls=tuple(
             sentence
             for control in data.controls
@@ -155,9 +162,10 @@ def _summary(row: LayerSummary, data: ModelComparison, source: str) -> LayerDiff
     )
 
 
-def _direct(data: ModelComparison, source: str) -> grade_results.DirectComparison:
+def _direct(data: ModelComparison, source: str, grades: Mapping[str, Artifact]) -> grade_results.DirectComparison:
     found = data.direct
     rows = [_gap(gap, data, source) for gap in found.gaps]
+    rows += ranges((data.title_a, data.title_b), grades)
     if found.a is not None and found.b is not None:
         counts = [
             Number(value=side.healthy, style="count", n=side.saes, of="SAEs", source=source)

@@ -109,13 +109,15 @@ def _sae(data: Mapping[str, Any]) -> str:
             f"{shape}, trained elsewhere ({origin}); its training text is not known, so it may have seen the held-out "
             "text, and whether it did cannot be checked"
         )
-    return f"{shape}, {data.get('optimizer', 'optimizer not recorded')}"
+    rate = f", peak learning rate {number(data['lr'], 'plain')}" if data.get("lr") is not None else ""
+    return f"{shape}, {data.get('optimizer', 'optimizer not recorded')}{rate}"
 
 
 def _corpus(data: Mapping[str, Any]) -> str:
     sources = listing([_source(item) for item in data["sources"]])
     splits = ", ".join(f"{split} {number(count, 'count')}" for split, count in data["tokens"].items())
-    return f"{sources}; tokens: {splits}"
+    length = f"; contexts of {plural(data['context_length'], 'token')}" if data.get("context_length") else ""
+    return f"{sources}; tokens: {splits}{length}"
 
 
 def _problems(data: Mapping[str, Any]) -> str:

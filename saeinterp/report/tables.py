@@ -46,6 +46,13 @@ def read_table(folder: Path, name: str) -> dict[str, list[Any]] | None:
     return pl.read_parquet(path).to_dict(as_series=False) if path.exists() else None
 
 
+def table_sizes(folder: Path) -> list[tuple[str, int]]:
+    """Name and number of rows of every table, by name; nothing of them is read."""
+    import pyarrow.parquet as pq
+
+    return [(path.stem, pq.read_metadata(path).num_rows) for path in sorted(folder.glob("*.parquet"))]
+
+
 def every_label(columns: Mapping[str, list[Any]], metric: str, keys: Sequence[str], limit: int) -> list[dict[str, Any]]:
     """The first rows of the table of all explainers: the id, and per explainer its label and finished value."""
     return [

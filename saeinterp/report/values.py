@@ -16,7 +16,12 @@ from saeinterp.report.format import Style
 class Model(BaseModel):
     """Base of the report's models: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        field_title_generator=lambda name, _: name.replace("_", " ").capitalize(),
+    )
 
 
 class Number(Model):
@@ -54,20 +59,25 @@ class Fact(Model):
     """A labelled number."""
 
     title: str
+    """What is counted or measured."""
     number: Number
+    """The number."""
 
 
 class Setting(Model):
     """One configuration value."""
 
     field: str
+    """Name of the setting."""
     value: str
+    """Its value as text."""
 
 
 class Side(Model):
     """One side of a comparison."""
 
     key: Literal["a", "b"]
+    """`a` or `b`; a difference is always b minus a."""
     title: str
     """Name in tables."""
 
@@ -76,17 +86,25 @@ class Difference(Model):
     """A configuration field in which the two sides differ."""
 
     field: str
+    """Name of the setting."""
     a: str
+    """Its value on side A."""
     b: str
+    """Its value on side B."""
 
 
 class Check(Model):
     """One line of the comparability check."""
 
     field: str
+    """What is compared."""
     a: str
+    """Its value on side A."""
     b: str
+    """Its value on side B."""
     severity: Literal["hard", "soft"]
     """`hard` mismatches make a comparison meaningless; `soft` ones are named."""
     ok: bool
+    """Both sides are alike in it."""
     note: str = ""
+    """What follows where they are not."""

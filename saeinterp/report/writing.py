@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from saeinterp.artifacts import TIMING, Artifact, ArtifactStore, Recipe, Ref, Workspace, read_json, write_json
 from saeinterp.compare.interpretability_sides import read_associated
-from saeinterp.config import recipe_of
+from saeinterp.config import ReportConfig, recipe_of
 from saeinterp.progress import Progress, silent
 from saeinterp.report.collect import (
     curve_rows,
@@ -29,10 +29,12 @@ from saeinterp.report.collect import (
     timing_rows,
     titles_of,
 )
-from saeinterp.report.dashboard import render_dashboard
+from saeinterp.report.dashboard import pair_shards, render_dashboard, shards
 from saeinterp.report.enrichment import enrichment_section
+from saeinterp.report.enrichment_pairs import associated_pairs
 from saeinterp.report.enrichment_results import EnrichmentSection
 from saeinterp.report.enrichment_tables import associated_latents, rate_rows
+from saeinterp.report.enrichment_volcano import volcano_table
 from saeinterp.report.explainers import explainer_section
 from saeinterp.report.findings import findings
 from saeinterp.report.grades import absorption_of, grade_section
@@ -42,14 +44,17 @@ from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
 from saeinterp.report.pairs import adjusted, pairs_section
+from saeinterp.report.profile_pages import profile_facts, profile_table
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.sampling import variance_rows
+from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
+from saeinterp.report.shards import PAIRS, write_shards
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 4
+VERSION = 7
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -62,13 +67,15 @@ def write_report_recipe(
     health: Mapping[str, Sequence[Ref]],
     saes: Mapping[str, Sequence[Ref]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     explainer_pairs: Ref | None = None,
     scorer_agreement: Ref | None = None,
     grades: Mapping[str, Ref] = NONE,
     review: Ref | None = None,
     enrichment: Mapping[str, Ref] = NONE,
     interpretability: Ref | None = None,
+    profiles: Sequence[Ref] = (),
+    detail_latents: int = ReportConfig().latents,
 ) -> Recipe:
     """The recipe of a report.
 
@@ -82,12 +89,15 @@ def write_report_recipe(
         health: Model title to its `health` artifacts, in the order of the report.
         saes: Model title to its `sae` artifacts.
         failures: Steps that did not finish.
-        config: The run's configuration, printed in full.
+        config: The run's configuration, printed in full: a model, or what a recipe holds of it; empty where no run is
+            behind the report.
         grades: Model title to its `grades` artifact, where layers were graded.
         review: The review of an outside table, where the grades or scores are of one.
         enrichment: Model title to its `enrichment` artifact, where latents were associated with tokens; a control with
             random weights is a model of its own.
         interpretability: What `compare_interpretability` makes, where two models were compared so.
+        profiles: What `describe_latents` makes of the latents that are explained, one per layer.
+        detail_latents: Latents whose examples can be opened in the report.
     """
     parts = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
     given = [item for item in parts if item is not None]
@@ -107,10 +117,12 @@ def write_report_recipe(
             "review": review is not None,
             "enrichment": list(enrichment),
             "interpretability": interpretability is not None,
+            "profiles": len(profiles),
+            "detail_latents": detail_latents,
             "failures": [failure.model_dump() for failure in failures],
-            "config": recipe_of(config),
+            "config": _values(config),
         },
-        inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values()),
+        inputs=(*given, *_flat(health), *_flat(saes), *grades.values(), *enrichment.values(), *profiles),
     )
 
 
@@ -122,7 +134,7 @@ def write_report(
     health: Mapping[str, Sequence[Artifact]],
     saes: Mapping[str, Sequence[Artifact]],
     failures: Sequence[Failure],
-    config: BaseModel,
+    config: BaseModel | Mapping[str, Any],
     store: ArtifactStore,
     explainer_pairs: Artifact | None = None,
     scorer_agreement: Artifact | None = None,
@@ -130,9 +142,13 @@ def write_report(
     review: Artifact | None = None,
     enrichment: Mapping[str, Artifact] = NONE,
     interpretability: Artifact | None = None,
+    profiles: Sequence[Artifact] = (),
+    detail_latents: int = ReportConfig().latents,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Write `report.md`, `report.html`, `results.json` and `tables/*.parquet`; arguments as of the recipe.
+    """Write `report.md`, `report.html`, `results.json`, its schema and `tables/*.parquet`; arguments as of the recipe.
+
+    Pages of latents for which `report.html` has no room are written to `latents/*.js`.
 
     Wall times and hosts go into `timing.parquet` (artifact, seconds, at, host) and nowhere else.
 
@@ -155,6 +171,8 @@ def write_report(
         review=review,
         enrichment=enrichment,
         interpretability=interpretability,
+        profiles=profiles,
+        detail_latents=detail_latents,
     )
 
     def write(space: Workspace) -> None:
@@ -162,7 +180,7 @@ def write_report(
         lineage = Lineage(store)
         given = (explainer_comparison, explainer_pairs, scorer_agreement, model_comparison, review, interpretability)
         roots = [item for item in given if item is not None]
-        roots += [*_flat(health), *_flat(saes), *grades.values(), *enrichment.values()]
+        roots += [*_flat(health), *_flat(saes), *grades.values(), *enrichment.values(), *profiles]
         tables = space.out / "tables"
         tables.mkdir()
         latents = None
@@ -173,11 +191,13 @@ def write_report(
             write_table(tables, "latents", latents)
             if (examples := example_table(explainer_comparison, lineage)) is not None:
                 write_table(tables, "examples", examples)
+            if profiles:
+                write_table(tables, "profiles", profile_table(profiles))
         pairs = pairs_section(explainer_pairs, lineage) if explainer_pairs is not None else None
         if explainer_pairs is not None and pairs is not None:
             section = adjusted(section, pairs) if section is not None else None
             shutil.copyfile(explainer_pairs.file("latents.parquet"), tables / "explainers.parquet")
-        models = model_section(model_comparison) if model_comparison is not None else None
+        models = model_section(model_comparison, grades=grades) if model_comparison is not None else None
         associated = _associated(enrichment, tables) if enrichment else None
         titles = {**titles_of(health, lineage), **titles_of(saes, lineage)}
         absorption = absorption_of(grades)
@@ -199,6 +219,8 @@ def write_report(
             models=models,
             interpretability=interpretability_section(interpretability) if interpretability is not None else None,
             enrichment=associated,
+            profiles=profile_facts(profiles),
+            detail_latents=detail_latents,
             layers=layers,
             grades=grade_section(grades, review=review),
             scores_table=scores_table(review, store),
@@ -212,7 +234,7 @@ def write_report(
                 *(line for preset in (associated.presets if associated else ()) for line in preset.findings),
                 *findings(explainer_comparison, explainer_pairs, section, layers, latents, failures),
             ),
-            provenance=provenance(roots, lineage, config),
+            provenance=provenance(roots, lineage, _values(config)),
         )
         write_json(space.out / "results.json", results.model_dump(mode="json"))
         report(1, 3, "parts of the report")
@@ -229,10 +251,17 @@ def write_report(
 
 
 def render(folder: Path) -> None:
-    """Write `report.md` and `report.html` from `results.json` and `tables/` in the same folder."""
+    """Write `report.md`, `report.html` with its shards, and `results.schema.json` from the results and tables there."""
     results = Results.model_validate(read_json(folder / "results.json"))
+    write_json(folder / "results.schema.json", results_schema())
     (folder / "report.md").write_text(render_markdown(results, folder / "tables"), encoding="utf-8")
     (folder / "report.html").write_text(render_dashboard(results, folder / "tables"), encoding="utf-8")
+    write_shards(folder, shards(results, folder / "tables"))
+    write_shards(folder, pair_shards(results, folder / "tables"), PAIRS)
+
+
+def _values(config: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    return recipe_of(config) if isinstance(config, BaseModel) else dict(config)
 
 
 def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentSection:
@@ -240,6 +269,9 @@ def _associated(enrichment: Mapping[str, Artifact], tables: Path) -> EnrichmentS
     read = {title: read_associated(artifact) for title, artifact in enrichment.items()}
     latents = associated_latents(read)
     write_table(tables, "associated", latents)
+    pairs = associated_pairs(read)
+    write_table(tables, "pairs", pairs)
+    write_table(tables, "volcano", volcano_table(pairs))
     write_rows(tables, "rates", rate_rows(read))
     return enrichment_section(read, latents)
 

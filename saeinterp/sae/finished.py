@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeinterp.artifacts import MANIFEST, TIMING, Artifact
+from saeinterp.artifacts import TIMING, Artifact, open_artifact
 from saeinterp.errors import DamagedArtifactError, DataError
 
 SUMMARY = "training.json"
@@ -40,21 +40,12 @@ def open_sae(folder: str | Path) -> Artifact:
         DataError: The folder is not there, or holds no finished SAE of ours.
         DamagedArtifactError: Its manifest is unreadable.
     """
-    folder = Path(folder).expanduser().absolute()
-    if not (folder / MANIFEST).is_file():
+    artifact = open_artifact(folder)
+    if artifact.kind != _KIND:
         raise DataError(
-            f"no {MANIFEST}: not a finished artifact" if folder.is_dir() else "no such folder",
-            field=str(folder),
-            expected="the folder of a trained SAE, such as runs/sae/layers.9-1a2b3c4d",
-            next_step="check the path; an unfinished SAE appears once its training has ended",
+            "not an SAE", field=str(artifact.path), got=artifact.kind, expected=f"an artifact of kind {_KIND!r}"
         )
-    # `Artifact.manifest` checks what it reads; kind, name and hash are not known before.
-    manifest = Artifact(kind=_KIND, name=folder.name, hash="", path=folder).manifest()
-    if manifest.get("kind") != _KIND:
-        raise DataError(
-            "not an SAE", field=str(folder), got=manifest.get("kind"), expected=f"an artifact of kind {_KIND!r}"
-        )
-    return Artifact(kind=_KIND, name=manifest["name"], hash=manifest["recipe"], path=folder)
+    return artifact
 
 
 def adopted_from(values: Mapping[str, Any]) -> str | None:

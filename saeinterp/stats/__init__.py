@@ -3,7 +3,7 @@
 from saeinterp.stats.classification import Classification, always_yes, auroc, classification
 from saeinterp.stats.components import Component, component_interval, mean_component
 from saeinterp.stats.crossed import VarianceSplit, split_variance
-from saeinterp.stats.intervals import Interval, as_column, wilson_interval
+from saeinterp.stats.intervals import Interval, as_column, clustered_share, wilson_interval
 from saeinterp.stats.paired import (
     MIN_PAIRS,
     PairedComparison,
@@ -45,6 +45,7 @@ __all__ = [
     "auroc",
     "bootstrap_intervals",
     "classification",
+    "clustered_share",
     "compare_paired",
     "component_interval",
     "correlation",

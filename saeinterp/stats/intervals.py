@@ -17,6 +17,8 @@ from scipy import special
 from saeinterp.errors import DataError
 
 Floats = NDArray[np.float64]
+MIN_CLUSTERS = 6
+"""With fewer clusters there is no interval."""
 
 
 class Interval(NamedTuple):
@@ -88,11 +90,43 @@ def wilson_interval(successes: int, n: int, *, alpha: float = 0.05) -> Interval:
         raise DataError(
             "successes exceed trials", field="proportion", got=(successes, n), expected="0 <= successes <= n"
         )
+    return Interval(*_wilson(successes / n, n, alpha), level, method, n)
+
+
+def clustered_share(successes: Floats, trials: Floats, *, alpha: float = 0.05, unit: str = "clusters") -> Interval:
+    """Interval of a pooled share whose trials come in clusters: Wilson's at the effective sample size.
+
+    Trials within a cluster resemble each other, so they count for fewer than there are: `n* = p(1 − p) / v` with `v`
+    the linearized variance of the ratio over clusters, times `(t_{n−1} / t_{k−1})²` for the `k` clusters that estimate
+    it (Korn & Graubard 1998). It is at most the number of trials; where all clusters agree, the number of clusters. At
+    an intraclass correlation of 1/3 the 95% interval covers 0.90 to 0.97, where Wilson's alone covers 0.73.
+
+    Args:
+        successes: Per cluster `[k]`.
+        trials: Per cluster `[k]`, at least as many; clusters without a trial are left out.
+        unit: What a cluster is, for the reason and the method.
+    """
+    check_alpha(alpha)
+    level, method = 1 - alpha, f"Wilson at the effective sample size over {unit}"
+    held = np.asarray(trials) > 0
+    hits, n = np.asarray(successes, np.float64)[held], np.asarray(trials, np.float64)[held]
+    k = len(n)
+    if (hits > n).any() or (hits < 0).any():
+        raise DataError("successes exceed trials", field="clusters", expected="0 <= successes <= trials")
+    if k < MIN_CLUSTERS:
+        return Interval(None, None, level, method, k, f"fewer than {MIN_CLUSTERS} {unit}")
+    total, share = float(n.sum()), float(hits.sum() / n.sum())
+    variance = float(k / (k - 1) * ((hits - share * n) ** 2).sum() / total**2)
+    effective = float(k)
+    if variance > 0:
+        ratio = special.stdtrit(total - 1, 1 - alpha / 2) / special.stdtrit(k - 1, 1 - alpha / 2)
+        effective = min(total, max(1.0, share * (1 - share) / variance * float(ratio) ** 2))
+    return Interval(*_wilson(share, effective, alpha), level, method, k)
+
+
+def _wilson(share: float, n: float, alpha: float) -> tuple[float, float]:
     z = float(special.ndtri(1 - alpha / 2))
-    share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At the ends the formula gives 0 or 1 up to rounding.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return Interval(low, high, level, method, n)
+    return 0.0 if share == 0 else max(0.0, centre - half), 1.0 if share == 1 else min(1.0, centre + half)

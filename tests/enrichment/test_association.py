@@ -218,12 +218,28 @@ def test_where_there_is_nothing_the_robust_rules_keep_almost_nothing() -> None:
     assert published > 200
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_counts_of_the_first_half_are_those_of_its_samples(preset: str, tmp_path: Path) -> None:
+    active, present = noise(3, samples=301, latents=30, tokens=20)
+    active[:, :6] |= present[:, :6]
+    half = Incidence.of(active, present, seed=7).first
+    associate_to(tmp_path / "pairs.parquet", active, present, preset=preset, seed=7)
+    frame = pl.read_parquet(tmp_path / "pairs.parquet")
+    assert frame.height >= 6
+    for row in frame.iter_rows(named=True):
+        fires, holds = active[half, row["latent"]], present[half, row["token"]]
+        counted = [(fires & holds).sum(), (fires & ~holds).sum(), (~fires & holds).sum(), (~fires & ~holds).sum()]
+        assert [row[f"{name}_first"] for name in "abcd"] == counted
+        assert all(row[f"{name}_first"] <= row[name] for name in "abcd")
+
+
 def test_the_split_is_seeded() -> None:
     active, present = noise(5, samples=120, latents=200, tokens=40)
     active[:, :20] ^= present[:, :20]
     first, again, other = (associate(active, present, seed=seed) for seed in (0, 0, 1))
     assert first.equals(again)
-    assert first.drop("replicated").equals(other.drop("replicated"))
+    of_halves = ["replicated", *(f"{name}_first" for name in "abcd")]
+    assert first.drop(of_halves).equals(other.drop(of_halves))
     assert not first["replicated"].equals(other["replicated"])
 
 

@@ -35,6 +35,7 @@ class Road(NamedTuple):
 
     subject: Artifact
     sae: Artifact
+    latents: Artifact
     examples: Artifact
 
     def explain(
@@ -81,4 +82,4 @@ def road(tmp_path_factory: pytest.TempPathFactory, planted_folder: Path, planted
     sizes = {"score_activating": 8, "score_random": 4, "score_similar": 4, "score_near_miss": 2}
     chosen = ExamplesConfig(latents="all", window=16, max_share=0.6, **sizes)
     examples = build_examples(latents, corpus, sae, hookpoint=HOOKPOINT, config=chosen, store=store)
-    return Road(subject, sae, examples)
+    return Road(subject, sae, latents, examples)

@@ -13,7 +13,7 @@ Cli = Callable[..., "CompletedProcess[str]"]
 
 def test_help_lists_every_command_and_each_has_its_own(cli: Cli) -> None:
     text = cli("--help").stdout
-    for name in ("demo", "run", "plan", "doctor", "presets"):
+    for name in ("demo", "run", "submit", "plan", "doctor", "presets", "report", "view", "export", "ops"):
         assert name in text
     assert "preset:NAME" in cli("run", "--help").stdout
 

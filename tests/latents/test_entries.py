@@ -15,7 +15,7 @@ from planted_latents import PlantedLatents, plant_latents
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.latents.cache import LatentCache
 from saeinterp.latents.entries import sort_entries
-from saeinterp.latents.neighbours import Neighbours
+from saeinterp.latents.neighbours import Neighbours, nearest_by_chance
 from saeinterp.latents.windows import TokenIndex, Windows, cut_windows
 from saeinterp.progress import silent
 from saeinterp.sae import TopKSae
@@ -105,14 +105,31 @@ def test_neighbours_have_the_largest_cosines_whatever_else_is_asked_for() -> Non
     np.fill_diagonal(cosines, -np.inf)
     expected = np.argsort(-cosines, axis=1)[:, :5].tolist()
     neighbours = Neighbours(sae_of(directions))
-    assert neighbours.nearest(range(300)) == expected
-    assert [neighbours.nearest([latent])[0] for latent in range(300)] == expected
+    assert [[near.latent for near in found] for found in neighbours.nearest(range(300))] == expected
+    assert [[near.latent for near in neighbours.nearest([latent])[0]] for latent in range(300)] == expected
+    first = neighbours.nearest([7])[0][0]
+    assert first.cosine == pytest.approx(cosines[7].max(), abs=1e-6)
+
+
+def test_the_nearest_direction_by_chance_is_that_of_random_dictionaries() -> None:
+    limit = nearest_by_chance(200, 16)
+    rng = np.random.default_rng(3)
+    below = 0
+    for _ in range(40):
+        unit = rng.standard_normal((200, 16))
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        cosines = unit @ unit.T - 2 * np.eye(200)
+        below += int((cosines.max(axis=1) < limit).sum())
+    assert below / 8000 == pytest.approx(0.95, abs=0.01)
+    assert nearest_by_chance(1, 16) is None
+    assert nearest_by_chance(200, 1) is None
 
 
 def test_equal_directions_are_taken_by_index() -> None:
     neighbours = Neighbours(sae_of(torch.eye(4).repeat(3, 1)))
-    assert [found[:2] for found in neighbours.nearest([0, 5, 11])] == [[4, 8], [1, 9], [3, 7]]
-    assert neighbours.nearest([0])[0] == [4, 8, 1, 2, 3]
+    found = [[near.latent for near in some] for some in neighbours.nearest([0, 5, 11])]
+    assert [some[:2] for some in found] == [[4, 8], [1, 9], [3, 7]]
+    assert found[0] == [4, 8, 1, 2, 3]
 
 
 def test_a_dictionary_of_one_latent_has_no_neighbours() -> None:

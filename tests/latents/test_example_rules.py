@@ -42,6 +42,7 @@ class Truth(NamedTuple):
     outcomes: pl.DataFrame
     tokens: np.ndarray  # [W, 20], -1 beyond a short window's end
     dense: np.ndarray  # [W, 20, M]
+    firings: np.ndarray  # [M], on all tokens, in a window or not
     explain: np.ndarray  # [W]: does it belong to the explain split?
     place: dict[tuple[int, int], int]  # (context, start) -> window
 
@@ -94,6 +95,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
         pl.read_parquet(examples.file("latents.parquet")),
         ids[member],
         code[member],
+        (code != 0).sum(0),
         np.array(explain),
         place,
     )
@@ -104,8 +106,8 @@ def test_outcomes_follow_from_the_share_of_active_windows(truth: Truth) -> None:
     early, late = active[truth.explain].sum(0), active[~truth.explain].sum(0)
     totals = truth.explain.sum(), (~truth.explain).sum()
     expected = []
-    for a, b in zip(early, late, strict=True):
-        if not a + b:
+    for a, b, fired in zip(early, late, truth.firings, strict=True):
+        if not fired:
             expected.append("dead")
         elif min(a, b) < 12:
             expected.append("too_rare")
@@ -115,7 +117,10 @@ def test_outcomes_follow_from_the_share_of_active_windows(truth: Truth) -> None:
     assert set(expected) == {"ok", "dead", "too_rare", "too_dense"}
     assert truth.outcomes["windows_explain"].to_list() == early.tolist()
     assert truth.outcomes["windows_score"].to_list() == late.tolist()
-    assert truth.outcomes["firings"].to_list() == (truth.dense != 0).sum((0, 1)).tolist()
+    assert truth.outcomes["firings"].to_list() == truth.firings.tolist()
+    assert (
+        truth.outcomes["density"].to_list() == (truth.firings / LatentCache.open(truth.planted.latents).rows).tolist()
+    )
     assert set(truth.rows["latent"]) == set(truth.outcomes.filter(status="ok")["latent"])
 
 

@@ -15,7 +15,7 @@ from planted_enrichment import planted_side
 from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.compare import compare_interpretability
 from saeinterp.config import ComparisonConfig
-from saeinterp.report import Results, enrichment_tables, write_report
+from saeinterp.report import Results, write_report
 from saeinterp.report.dashboard import numbers, render_dashboard
 from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
 from saeinterp.report.markdown import render_markdown
@@ -188,27 +188,19 @@ def test_the_page_lists_latents_for_sorting_and_says_how_many_it_left_out(
     columns = json.loads(unpacked(pair.html, "payload"))["associated"]["columns"]
     assert len(columns["id"]) == pair.section.latents
     assert columns["odds_ratio_text"][0].startswith(f"{columns['odds_ratio'][0]:,.4g} [")
-    monkeypatch.setattr(enrichment_tables, "GRID_ROWS", 5)
     monkeypatch.setattr("saeinterp.report.dashboard.GRID_ROWS", 5)
     page = render_dashboard(pair.results, pair.artifact.path / "tables")
     assert len(json.loads(unpacked(page, "payload"))["associated"]["columns"]["id"]) == 5
     assert f"The first 5 of {pair.section.latents}" in page
 
 
-def test_the_plots_hold_the_numbers_of_the_tables(pair: Written) -> None:
+def test_the_plot_of_rates_holds_the_numbers_of_the_table(pair: Written) -> None:
     plots = {item["id"]: item for item in json.loads(unpacked(pair.html, "payload"))["figures"]}
-    assert list(plots) == [
-        f"{name}-{preset.preset}" for preset in pair.section.presets for name in ("rates", "strengths")
-    ]
+    assert [name for name in plots if name.startswith("rates")] == ["rates-robust", "rates-seed-gsm8k-chi2"]
     rows = [row for row in pair.section.presets[0].rates if row.scope == "layer" and row.rate == "interpretable"]
     observed, chance = plots["rates-robust"]["data"][:2]
     assert observed["y"] == [row.value.value for row in rows if row.side == SMALL]
     assert chance["y"] == [row.strata.mean.value for row in rows if row.side == SMALL]
-    latents = pl.read_parquet(pair.artifact.path / "tables" / "associated.parquet")
-    mine = latents.filter((pl.col("side") == SMALL) & (pl.col("preset") == "robust"))
-    strengths = plots["strengths-robust"]["data"][0]
-    assert strengths["x"] == mine["odds_ratio"].to_list()
-    assert strengths["y"] == (-mine["log10_p"]).to_list()
 
 
 def test_one_model_is_reported_without_a_comparison(store: ArtifactStore, pair: Written) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -48,6 +49,37 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Report:
         store, compare=False, hookpoints=("layers.5", "layers.15"), datasets=("held-out", "squad"), seeds=(0, 1)
     )
     return read_report(world, write_report(**world.arguments()))
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Two layers of a model and of its control, on two datasets."""
+    store = ArtifactStore(tmp_path_factory.mktemp("layers"))
+    world = build_world(store, compare=False, hookpoints=("layers.5", "layers.15"), datasets=("held-out", "squad"))
+    return read_report(world, write_report(**world.arguments(title="Layer health of two models")))
+
+
+def test_the_markdown_report_of_layers_reads_as_reviewed(layers: Report, golden: Path) -> None:
+    """To accept a change: SAEINTERP_UPDATE_GOLDEN=1 pytest tests/report, then review the diff."""
+    written = re.sub(r"-[0-9a-f]{8}`", "-########`", layers.markdown)
+    written = re.sub(r"^- (Versions|Platform): .*$", r"- \1: (differs by machine)", written, flags=re.M)
+    if os.environ.get("SAEINTERP_UPDATE_GOLDEN"):
+        (golden / "layers.md").write_text(written, encoding="utf-8")
+    assert written == (golden / "layers.md").read_text(encoding="utf-8")
+
+
+def test_two_models_are_set_side_by_side_on_every_graded_metric(layers: Report) -> None:
+    section = layers.results.models
+    assert section is not None
+    assert section.direct is not None
+    titles = [row.title for row in section.direct.rows]
+    assert titles[0] == "Fully healthy"
+    for name in ("Mean loss recovered", "Mean L0 [smallest, largest]", "Mean dead fraction [smallest, largest]"):
+        assert titles.count(name) == 2, name
+    dead = next(row for row in section.direct.rows if row.title.startswith("Mean dead") and row.dataset == "squad")
+    values = [layer.dead.value for layer in layers.results.layers if layer.side == SUBJECT and layer.dataset == "squad"]
+    assert dead.a.low == min(value for value in values if value is not None)
+    assert dead.a.high == max(value for value in values if value is not None)
 
 
 def imported(

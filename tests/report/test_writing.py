@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,9 +19,9 @@ import polars as pl
 import pytest
 from planted_reports import THEMES, World, build_world
 
-from saeinterp.artifacts import ArtifactStore
+from saeinterp.artifacts import ArtifactStore, write_json
 from saeinterp.errors import MissingDependencyError
-from saeinterp.report import Failure, Results, libraries, payload, write_report, write_report_recipe
+from saeinterp.report import Failure, Results, details, libraries, render, write_report, write_report_recipe
 from saeinterp.report.dashboard import numbers, render_dashboard
 from saeinterp.report.format import number, with_interval
 from saeinterp.report.markdown import render_markdown
@@ -77,7 +78,15 @@ def at_path(results: Results, path: str) -> Any:
 
 def test_a_report_is_two_pages_a_results_file_and_tables(report: Report) -> None:
     names = sorted(path.name for path in report.artifact.path.iterdir())
-    assert names == ["manifest.json", "report.html", "report.md", "results.json", "tables", "timing.parquet"]
+    assert names == [
+        "manifest.json",
+        "report.html",
+        "report.md",
+        "results.json",
+        "results.schema.json",
+        "tables",
+        "timing.parquet",
+    ]
     tables = {path.stem for path in (report.artifact.path / "tables").iterdir()}
     assert tables == {"latents", "examples", "layers", "curves", "density"}
     assert report.artifact.file("report.html").stat().st_size < 7_000_000
@@ -269,7 +278,7 @@ def test_every_selected_latent_is_in_the_table_with_its_outcome(report: Report) 
 def test_a_row_shows_every_example_with_truth_and_both_verdicts(report: Report) -> None:
     data = json.loads(unpacked(report.html, "payload"))
     index = data["latents"]["columns"]["id"].index("L10_F108")
-    detail = data["details"][index]
+    detail = page_of(report, index)
     verdicts = pl.read_parquet(report.artifact.path / "tables" / "examples.parquet").filter(
         (pl.col("hookpoint") == "layers.10") & (pl.col("latent") == 108) & (pl.col("role") == "score")
     )
@@ -280,22 +289,54 @@ def test_a_row_shows_every_example_with_truth_and_both_verdicts(report: Report) 
     assert max(detail["score"][0]["levels"]) == 10
     assert len(detail["explain"]) == 6
     failed = data["latents"]["columns"]["id"].index("L10_F302")
-    assert data["latents"]["columns"]["reason_a"][failed] == "the reply holds no explanation"
-    assert data["latents"]["columns"]["reason_b"][failed] is None
-    assert data["latents"]["columns"]["top_tokens"][index].split() == ["for", "while", "range", "iterate"]
+    sides = page_of(report, failed)["sides"]
+    assert [side["reason"] for side in sides] == ["the reply holds no explanation", None]
+    assert detail["top"].split() == ["for", "while", "range", "iterate"]
 
 
-def test_examples_beyond_the_limit_are_named_not_dropped_in_silence(
-    report: Report, monkeypatch: pytest.MonkeyPatch
+def page_of(report: Report, index: int) -> dict[str, Any]:
+    """The page of one row of the latent table, from the packed part of the report that holds it."""
+    chunks = json.loads(unpacked(report.html, "payload"))["latents"]["chunks"]
+    chunk = next(number for number, rows in enumerate(chunks) if index in rows)
+    return json.loads(unpacked(report.html, f"details-{chunk}"))[str(index)]
+
+
+def test_pages_beyond_the_first_lie_beside_the_report_and_those_beyond_the_limit_are_named(
+    report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(payload, "DETAIL_LATENTS", 3)
-    page = render_dashboard(report.results, report.artifact.path / "tables")
-    data = json.loads(unpacked(page, "payload"))
-    kept = [index for index, detail in enumerate(data["details"]) if detail]
-    deltas = [abs(value or 0) for value in data["latents"]["columns"]["delta"]]
-    assert len(kept) == 3
-    assert min(deltas[index] for index in kept) == sorted(deltas)[-3]
-    assert "tables/examples.parquet" in data["latents"]["no_detail"]
+    monkeypatch.setattr(details, "INSIDE", 6)
+    monkeypatch.setattr(details, "CHUNK", 4)
+    monkeypatch.setattr(details, "SHARD", 5)
+    shutil.copytree(report.artifact.path, tmp_path / "report")
+    results = {**report.results.model_dump(mode="json"), "detail_latents": 15}
+    write_json(tmp_path / "report" / "results.json", results)
+    render(tmp_path / "report")
+    html = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    data = json.loads(unpacked(html, "payload"))["latents"]
+    deltas = [-1 if value is None else abs(value) for value in data["columns"]["delta"]]
+    inside = [row for rows in data["chunks"] for row in rows]
+    assert [len(rows) for rows in data["chunks"]] == [4, 2]
+    assert sorted(deltas[row] for row in inside) == sorted(deltas)[-6:]
+    beside: list[int] = []
+    for shard in data["shards"]:
+        text = (tmp_path / "report" / "latents" / f"shard-{shard:05d}.js").read_text(encoding="ascii")
+        found = re.fullmatch(r'saeinterpShard\((\d+),"([A-Za-z0-9+/=]+)"\);\n', text)
+        assert found is not None
+        assert int(found[1]) == shard
+        pages = json.loads(gzip.decompress(base64.b64decode(found[2])))
+        assert all(int(row) // 5 == shard for row in pages)
+        beside += map(int, pages)
+    assert len(beside) == 9
+    assert sorted(deltas[row] for row in [*inside, *beside]) == sorted(deltas)[-15:]
+    assert "of the other 6 are in tables/examples.parquet" in data["left_out"]
+    assert data["left_out"] in html
+    policy = next(
+        attrs["content"] for attrs, _ in Page(html).by("meta") if "script-src" in (attrs.get("content") or "")
+    )
+    nonce = re.search(r"'nonce-([0-9a-f]{32})'", policy or "")
+    assert nonce is not None
+    assert f'data-nonce="{nonce[1]}"' in html
+    assert "'nonce-" not in report.html
 
 
 def test_an_unmatched_comparison_carries_a_banner(report: Report) -> None:
@@ -334,8 +375,6 @@ def test_without_plotly_the_error_names_the_remedy(report: Report, monkeypatch: 
 
 
 def test_a_removed_cache_is_listed_as_gone_and_stops_nobody(store: ArtifactStore) -> None:
-    import shutil
-
     world = build_world(store, compare=False, control=False, hookpoints=("layers.5",))
     shutil.rmtree(next((store.root / "activations").glob("*-*")))
     written = read_report(world, write_report(**world.arguments()))

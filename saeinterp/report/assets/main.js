@@ -1,4 +1,4 @@
-/* Start: every section is already in the page as HTML; this adds the table, the drawer and the plots. */
+/* Start: every section is already in the page as HTML; this adds the tables, the pages of latents and the plots. */
 
 async function start() {
   if (typeof DecompressionStream === "undefined") {
@@ -6,28 +6,32 @@ async function start() {
     return;
   }
   const payload = JSON.parse(await inflate("payload"));
+  const nonce = document.documentElement.dataset.nonce;
+  const page = byId("latent-page") ? makeLatentPage() : null;
   let table = null;
-  let drawer = null;
-  const everything = () => payload.latents.columns.id.map((_, index) => index);
-  const openDetail = (index, order) => drawer?.open(index, order ?? table?.order() ?? everything());
+  let explained = null;
+  const openDetail = (index, order) => page.open(explained, index, order ?? table?.order() ?? explained.all());
   const grids = payload.latents || payload.associated ? library("lib-tabulator") : false;
   if (payload.latents) {
-    drawer = makeDrawer(payload.latents, payload.details);
+    explained = explainedLatents(payload.latents, latentPages(payload.latents, nonce, EXPLAINED));
+    page.add(explained);
     /* Before the table, which takes a while to load: these buttons are on the page from the start. */
     document.querySelectorAll("[data-latent]").forEach((button) => {
       button.addEventListener("click", () => openDetail(Number(button.dataset.latent)));
     });
     if (await grids) {
       table = await makeTable(payload.latents, openDetail);
-      drawer.whenClosed((index) => table.focusRow(index));
+      explained.closed = table.focusRow;
     }
-    const wanted = decodeURIComponent(location.hash.replace(/^#latent=/, ""));
-    const index = payload.latents.columns.id.indexOf(wanted);
-    if (index >= 0) openDetail(index, everything());
   }
-  if (payload.associated && (await grids)) await makeAssociated(payload.associated);
-  const plots = makePlots(payload.figures, openDetail);
+  const associated = payload.associated ? await explore(payload.associated, page, nonce, grids) : null;
+  page?.follow();
+  const plots = makePlots(payload.figures, payload.latents, { linked: openDetail, associated: associated?.open });
   table?.onFilter((indices) => plots.filter(indices));
+  const stops = () => reachable(document);
+  stops();
+  addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true); // a part that opens may scroll
   document.documentElement.dataset.ready = "true";
 }
 

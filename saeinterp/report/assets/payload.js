@@ -2,13 +2,20 @@
 
 const byId = (id) => document.getElementById(id);
 
+async function gunzip(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let place = 0; place < text.length; place += 1) bytes[place] = text.charCodeAt(place);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
 async function inflate(id) {
   const holder = byId(id);
   if (!holder) return null;
-  const bytes = Uint8Array.from(atob(holder.textContent.trim()), (c) => c.charCodeAt(0));
+  const base64 = holder.textContent.trim();
   holder.remove();
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).text();
+  return gunzip(base64);
 }
 
 /* A library runs as an inline script, which the page's policy admits by its hash alone. */
@@ -20,6 +27,14 @@ async function library(id) {
   document.head.append(script);
   script.remove();
   return true;
+}
+
+/* What scrolls sideways can be reached by keyboard; where there is nothing to scroll, no stop is added. */
+function reachable(root) {
+  for (const part of root.querySelectorAll(".scroll")) {
+    if (part.scrollWidth > part.clientWidth || part.scrollHeight > part.clientHeight) part.tabIndex = 0;
+    else part.removeAttribute("tabindex");
+  }
 }
 
 /* element("td", {class: "r"}, "text", child): text goes in as text, never as markup. */

@@ -12,19 +12,37 @@ function theme() {
     },
     axis,
     line: token("--ink-3"),
+    heat: [[0, token("--sunk")], [1, token("--heat")]],
   };
 }
 
-function draw(figure, holder) {
-  const { layout, axis, line } = theme();
+/* A mark stands for a row of the latent table, and is where that row's values are. */
+function placed(trace, latents) {
+  const { id, value_a, value_b, value_a_text, value_b_text } = latents.columns;
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;"); // plotly reads some tags in texts
+  return {
+    ...trace,
+    x: trace.customdata.map((row) => value_a[row]),
+    y: trace.customdata.map((row) => value_b[row]),
+    text: trace.customdata.map((row) => plain(`${id[row]}`) + `<br>A ${value_a_text[row]}<br>B ${value_b_text[row]}`),
+  };
+}
+
+function draw(figure, holder, latents) {
+  const { layout, axis, line, heat } = theme();
+  const data = figure.data.map((trace) => {
+    if (trace.type === "heatmap") return { ...trace, colorscale: heat };
+    return figure.linked ? placed(trace, latents) : trace;
+  });
   const merged = { ...figure.layout, ...layout, legend: { ...figure.layout.legend } };
   for (const name of ["xaxis", "yaxis"]) merged[name] = { ...figure.layout[name], ...axis };
   merged.shapes = (figure.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: line } }));
   holder.replaceChildren();
-  return Plotly.react(holder, figure.data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+  return Plotly.react(holder, data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
 }
 
-function makePlots(figures, openDetail) {
+/* `openers`: what a mark opens, by the kind of figure. */
+function makePlots(figures, latents, openers) {
   const holders = new Map(figures.map((figure) => [byId(`plot-${figure.id}`), figure]).filter(([holder]) => holder));
   let active = null;
   let loading = null;
@@ -34,18 +52,23 @@ function makePlots(figures, openDetail) {
     loading ??= library("lib-plotly");
     if (!(await loading)) return;
     const figure = holders.get(holder);
-    await draw(figure, holder);
+    await draw(figure, holder, latents);
     drawn.add(holder);
-    if (figure.linked) {
-      holder.on("plotly_click", (event) => openDetail(event.points[0].customdata));
-      dim(holder, figure);
+    const open = openers[figure.linked ? "linked" : figure.opens];
+    if (open) {
+      holder.on("plotly_click", (event) => {
+        const mark = event.points.find((point) => point.data.customdata);
+        if (mark) open(mark.customdata);
+      });
     }
+    if (figure.linked) dim(holder, figure);
   }
 
   /* Latents that the table's filters leave out fade in the scatter. */
   function dim(holder, figure) {
     if (!active) return;
     figure.data.forEach((trace, index) => {
+      if (!trace.customdata) return;
       const points = trace.customdata.map((latent, place) => [latent, place]).filter(([latent]) => active.has(latent)).map(([, place]) => place);
       Plotly.restyle(holder, { selectedpoints: [points.length === trace.customdata.length ? null : points] }, [index]);
     });
@@ -60,7 +83,7 @@ function makePlots(figures, openDetail) {
   }, { rootMargin: "600px" });
   holders.forEach((_figure, holder) => watcher.observe(holder));
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder)));
+  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder, latents)));
   return {
     filter(indices) {
       active = indices;

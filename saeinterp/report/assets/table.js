@@ -1,8 +1,8 @@
-/* The latent table: Tabulator over the payload's columns. Cells show text that Python formatted; sorting and
-   filtering use the raw values beside it. */
+/* The latent table: Tabulator over the payload's columns. Cells show text that Python formatted, looked up in the
+   columns by the row's index; sorting and filtering use the raw values, which alone are copied into rows. */
 
-function latentRows(columns) {
-  const names = Object.keys(columns);
+function tableRows(columns) {
+  const names = Object.keys(columns).filter((name) => !name.endsWith("_text"));
   return columns.id.map((_, index) => {
     const row = { index };
     for (const name of names) row[name] = columns[name][index];
@@ -14,13 +14,13 @@ async function makeTable(data, openDetail) {
   const narrow = matchMedia("(max-width: 40rem)").matches;
   /* "0.684 [0.551, 0.846]": the interval goes below the number. */
   const shown = (field) => (cell) => {
-    const [text, bounds] = cell.getData()[`${field}_text`].split(/ (?=\[)/);
+    const [text, bounds] = data.columns[`${field}_text`][cell.getData().index].split(/ (?=\[)/);
     return element("span", {}, text, bounds ? element("span", { class: "ci" }, bounds) : null);
   };
-  const widest = Math.max(...data.columns.delta.map((value) => Math.abs(value ?? 0))) || 1;
+  const widest = data.columns.delta.reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0) || 1;
   const delta = (cell) => {
     const value = cell.getValue();
-    const text = cell.getData().delta_text;
+    const text = data.columns.delta_text[cell.getData().index];
     if (value === null) return element("span", {}, text);
     const share = 50 * Math.abs(value) / widest;
     const ends = value < 0 ? [50 - share, 50] : [50, 50 - share];
@@ -64,79 +64,36 @@ async function makeTable(data, openDetail) {
     measure("density", "Density", { width: 104, visible: !narrow }),
     {
       field: "status", title: "Status", width: 150, responsive: 3, headerFilter: "list", headerFilterParams: options("status"), headerFilterPlaceholder: "any", headerFilterFunc: "=",
-      formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getData().status_text),
+      formatter: (cell) => element("span", { class: cell.getValue() === "scored" ? "pill" : "pill warn" }, cell.getValue().replaceAll("_", " ")),
     },
-  ].filter((column) => data.columns[column.field] !== undefined);
+    { field: "distance", title: "Distance", visible: false, download: false, sorter: missingLast },
+  ].filter((column) => column.field === "distance" || data.columns[column.field] !== undefined);
 
-  const rows = latentRows(data.columns);
-  let stop = 0; // the one row that Tab reaches
-  const table = new Tabulator(byId("latent-grid"), {
+  const rows = tableRows(data.columns);
+  for (const row of rows) row.distance = row.delta === null ? null : Math.abs(row.delta);
+  const grid = byId("latent-grid");
+  const table = new Tabulator(grid, {
     data: rows, columns, index: "index", layout: "fitColumns", headerSortTristate: true, placeholder: "No latent passes the filters",
     responsiveLayout: narrow ? "collapse" : false, columnDefaults: { resizable: false }, downloadRowRange: "active",
     height: rows.length > 14 ? "38rem" : false,
     autoResize: false, // it rebuilds every row whenever the table scrolls into view: keepLayout() below redraws only when needed
-    rowFormatter(row) {
-      const node = row.getElement();
-      node.tabIndex = row.getData().index === stop ? 0 : -1;
-      node.dataset.index = row.getData().index;
-    },
+    rowFormatter: (row) => walk.mark(row),
   });
-
-  const order = () => table.getRows("active").map((row) => row.getData().index);
+  const walk = walkRows(table, grid, (index, order) => openDetail(index, order));
+  const order = walk.order;
   const count = byId("latent-count");
   const listeners = [];
   const announce = () => {
     const active = order();
     count.textContent = `${active.length} of ${rows.length} latents shown`;
-    if (!active.includes(stop) && active.length) setStop(active[0]);
+    walk.keepStop(active);
     listeners.forEach((listener) => listener(new Set(active)));
   };
   const built = new Promise((resolve) => table.on("tableBuilt", resolve)).then(() => {
-    /* Tabulator nests a rowgroup in a rowgroup and makes its scroller a tab stop without a role. */
-    const roles = { header: "presentation", tableholder: "rowgroup", table: "presentation" };
-    for (const [part, role] of Object.entries(roles)) byId("latent-grid").querySelector(`.tabulator-${part}`).setAttribute("role", role);
     announce();
-    holdStillWhilePressed(table);
-    keepLayout(table, byId("latent-grid"));
-  });
-  /* A redraw (after a resize, say) takes rows out and puts them back, which would drop the focus. */
-  let held = null;
-  table.on("renderStarted", () => { held = document.activeElement.closest?.("#latent-grid .tabulator-row")?.dataset.index ?? null; });
-  table.on("renderComplete", () => {
-    if (held !== null && document.activeElement === document.body) table.getRow(Number(held))?.getElement().focus({ preventScroll: true });
+    settle(table, grid);
   });
   table.on("dataFiltered", () => requestAnimationFrame(announce));
-  table.on("rowClick", (_event, row) => openDetail(row.getData().index, order()));
-
-  /* Rows answer the keyboard: arrows move, Enter or Space opens. */
-  byId("latent-grid").addEventListener("keydown", (event) => {
-    const node = event.target.closest(".tabulator-row");
-    if (!node || event.target.closest("input, select")) return;
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      openDetail(Number(node.dataset.index), order());
-    } else if (step) {
-      event.preventDefault();
-      const active = order();
-      const next = active[active.indexOf(Number(node.dataset.index)) + step];
-      if (next === undefined) return;
-      if (table.getRow(next).getElement().isConnected) focusRow(next);
-      else table.scrollToRow(next, "nearest", false).then(() => focusRow(next));
-    }
-  });
-  function setStop(index) {
-    byId("latent-grid").querySelectorAll('.tabulator-row[tabindex="0"]').forEach((other) => { other.tabIndex = -1; });
-    stop = index;
-    const row = table.getRow(index);
-    if (row) row.getElement().tabIndex = 0;
-  }
-  const focusRow = (index) => {
-    const row = table.getRow(index);
-    if (!row || !order().includes(index)) return; // a filter that waited for the press may have taken the row
-    setStop(index);
-    row.getElement().focus();
-  };
 
   let quick = null;
   document.querySelectorAll("[data-quick]").forEach((button) => {
@@ -148,22 +105,93 @@ async function makeTable(data, openDetail) {
       if (quick) table.addFilter(quick);
     });
   });
+  const furthest = byId("latent-furthest");
+  furthest.addEventListener("click", () => {
+    if (furthest.getAttribute("aria-pressed") === "true") table.clearSort();
+    else table.setSort("distance", "desc");
+  });
+  table.on("dataSorted", (sorters) => furthest.setAttribute("aria-pressed", String(sorters[0]?.field === "distance")));
   byId("latent-csv").addEventListener("click", () => table.download("csv", "latents.csv", { bom: true }));
   document.documentElement.classList.add("has-grid");
   await built;
-  return { order, focusRow, onFilter: (listener) => listeners.push(listener) };
+  return { order, focusRow: walk.focus, onFilter: (listener) => listeners.push(listener) };
+}
+
+/* Rows answer the keyboard: arrows move, Enter or Space opens; one row at a time is a tab stop. */
+function walkRows(table, grid, open) {
+  let stop = 0; // the one row that Tab reaches
+  const order = () => table.getRows("active").map((row) => row.getData().index);
+  /* A redraw (after a resize, say) takes rows out and puts them back, which would drop the focus. */
+  let held = null;
+  table.on("renderStarted", () => { held = document.activeElement.closest?.(`#${grid.id} .tabulator-row`)?.dataset.index ?? null; });
+  table.on("renderComplete", () => {
+    grid.querySelectorAll(".tabulator-row").forEach(cellOf);
+    if (held !== null && document.activeElement === document.body) table.getRow(Number(held))?.getElement().focus({ preventScroll: true });
+  });
+  table.on("rowClick", (_event, row) => open(row.getData().index, order()));
+  grid.addEventListener("keydown", (event) => {
+    const node = event.target.closest(".tabulator-row");
+    if (!node || event.target.closest("input, select")) return;
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      open(Number(node.dataset.index), order());
+    } else if (step) {
+      event.preventDefault();
+      const active = order();
+      const next = active[active.indexOf(Number(node.dataset.index)) + step];
+      if (next === undefined) return;
+      focus(next);
+    }
+  });
+  function setStop(index) {
+    grid.querySelectorAll('.tabulator-row[tabindex="0"]').forEach((other) => { other.tabIndex = -1; });
+    stop = index;
+    const row = table.getRow(index);
+    if (row) row.getElement().tabIndex = 0;
+  }
+  const focus = async (index) => {
+    const row = table.getRow(index);
+    if (!row || !order().includes(index)) return; // a filter that waited for the press may have taken the row
+    setStop(index);
+    if (!row.getElement().isConnected) await table.scrollToRow(row, "nearest", false);
+    row.getElement().focus();
+  };
+
+  return {
+    order,
+    focus,
+    mark(row) {
+      const node = row.getElement();
+      node.tabIndex = row.getData().index === stop ? 0 : -1;
+      node.dataset.index = row.getData().index;
+      cellOf(node);
+    },
+    keepStop(active) {
+      if (!active.includes(stop) && active.length) setStop(active[0]);
+    },
+  };
+}
+
+/* What a table needs once it is built. */
+function settle(table, grid) {
+  /* Tabulator nests a rowgroup in a rowgroup and makes its scroller a tab stop without a role. */
+  const roles = { header: "presentation", tableholder: "rowgroup", table: "presentation" };
+  for (const [part, role] of Object.entries(roles)) grid.querySelector(`.tabulator-${part}`).setAttribute("role", role);
+  holdStillWhilePressed(table, grid);
+  keepLayout(table, grid);
 }
 
 /* A browser makes no click of a press whose target leaves the page before the release, not even when it is put back at
    once. So while a row is pressed, Tabulator postpones what would redraw the rows: a filter just typed, a new width. */
-function holdStillWhilePressed(table) {
+function holdStillWhilePressed(table, grid) {
   let pressed = false;
   const release = () => {
     if (!pressed) return;
     pressed = false;
     table.restoreRedraw();
   };
-  byId("latent-grid").addEventListener("pointerdown", (event) => {
+  grid.addEventListener("pointerdown", (event) => {
     if (pressed || event.button !== 0 || !event.target.closest(".tabulator-row")) return;
     pressed = true;
     table.blockRedraw();
@@ -171,6 +199,11 @@ function holdStillWhilePressed(table) {
   /* The click follows its pointerup within the same frame. */
   addEventListener("pointerup", () => requestAnimationFrame(release), true);
   for (const type of ["pointercancel", "contextmenu", "blur"]) addEventListener(type, release);
+}
+
+/* The columns that a narrow row folds below itself are one more cell of it. */
+function cellOf(row) {
+  row.querySelector(".tabulator-responsive-collapse")?.setAttribute("role", "gridcell");
 }
 
 /* Fit the columns and rows to a new width; a table that is out of sight (as in print) has none and waits. */
