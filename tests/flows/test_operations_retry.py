@@ -66,7 +66,6 @@ def test_retried_from_a_terminal(operations: Operations, deployment: str, tiny_t
     settings = {**tiny_training["training"], "overrides": {"layers.1": {"seed": 1}}}
     run = fail(operations, deployment, {**tiny_training, "training": settings})
     assert not any("cannot be resolved into an exception" in line for line in operations.logs(run))
-    name = operations.call("GET", f"/flow_runs/{run}")["name"]
-    done = operations.prefect("flow-run", "retry", name)
+    done = operations.prefect("flow-run", "retry", run)
     assert done.returncode == 0, done.stderr + done.stdout
     check(operations, run)
