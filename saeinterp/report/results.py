@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
+from saeinterp.report.associations.results import EnrichmentSection, InterpretabilitySection
 from saeinterp.report.explainer_results import ExplainerSection, PairsSection, ScorersSection, VarianceRow
 from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection

@@ -16,9 +16,9 @@ from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.compare import compare_interpretability
 from saeinterp.config import ComparisonConfig
 from saeinterp.report import Results, write_report
-from saeinterp.report.dashboard import numbers, render_dashboard
-from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
+from saeinterp.report.associations.results import EnrichmentSection, InterpretabilitySection
 from saeinterp.report.markdown import render_markdown
+from saeinterp.report.pages.dashboard import numbers, render_dashboard
 
 from .test_writing import Page, at_path, unpacked
 

@@ -18,9 +18,9 @@ from scipy.stats import fisher_exact
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.report import render
-from saeinterp.report.dashboard import render_dashboard
-from saeinterp.report.enrichment_pages import links
+from saeinterp.report.associations.pages import links
 from saeinterp.report.format import number
+from saeinterp.report.pages.dashboard import render_dashboard
 
 from .test_enrichment import DEEPER, LARGE, SMALL, Written, write
 from .test_writing import Page, unpacked

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saeinterp.report.explainer_results import ExplainerSection, PairsSection
 from saeinterp.report.format import Style, number, plural, visible
-from saeinterp.report.payload import Columns, joined
-from saeinterp.report.profile_pages import profile_page
+from saeinterp.report.pages.payload import Columns, joined
+from saeinterp.report.pages.profiles import profile_page
 from saeinterp.report.results import ProfileFacts
 from saeinterp.report.tables import MEASURES
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.report.format import number, plural, visible
-from saeinterp.report.payload import joined
+from saeinterp.report.pages.payload import joined
 from saeinterp.report.results import ProfileFacts
 from saeinterp.report.values import Number
 
