@@ -248,7 +248,7 @@ def test_a_mark_of_the_volcano_plot_opens_its_latent_and_so_does_its_row(visit: 
 def test_pages_beside_the_report_are_loaded_from_disk(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeinterp.report.details.INSIDE", 4)
+    monkeypatch.setattr("saeinterp.report.pages.details.INSIDE", 4)
     report = write(tmp_path / "runs", {"Small": {}})
     visit = Visit(browser, report.path)
     dialog = open_latent(visit.page, 8)
