@@ -78,7 +78,7 @@ class LayerTraining(Model):
     """Batches trained on."""
     fvu: Number = Field(title="Held-out FVU")
     """Fraction of variance unexplained on the held-out split at the end."""
-    dead: Number = Field(title="Dead", description="Latents silent over the last rows of training")
+    dead: Number = Field(title="Dead at the end", description="Latents silent over the last rows of training")
     source: str
     """Id of the SAE."""
 

@@ -54,7 +54,7 @@ from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 7
+VERSION = 8
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 

@@ -292,7 +292,7 @@ def test_a_row_shows_every_example_with_truth_and_both_verdicts(report: Report) 
     failed = data["latents"]["columns"]["id"].index("L10_F302")
     sides = page_of(report, failed)["sides"]
     assert [side["reason"] for side in sides] == ["the reply holds no explanation", None]
-    assert detail["top"].split() == ["for", "while", "range", "iterate"]
+    assert detail["top"] == ["·for", "·while", "·range", "·iterate"]
 
 
 def page_of(report: Report, index: int) -> dict[str, Any]:
