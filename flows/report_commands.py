@@ -201,7 +201,7 @@ def _tables(folder: Path, target: Path) -> Iterator[str]:
 
 
 def _json(folder: Path, target: Path) -> Iterator[str]:
-    from saeinterp.report.schema import write_results
+    from saeinterp.report.exports.schema import write_results
 
     yield from (str(path) for path in write_results(_checked(folder), target))
 

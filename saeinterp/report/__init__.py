@@ -4,12 +4,12 @@ Also what can be made of a report or of the artifacts behind it: the report agai
 Neuronpedia, a model card.
 """
 
-from saeinterp.report.model_card import write_model_card
-from saeinterp.report.neuronpedia import Target, write_neuronpedia
+from saeinterp.report.exports.model_card import write_model_card
+from saeinterp.report.exports.neuronpedia import Target, write_neuronpedia
+from saeinterp.report.exports.schema import results_schema
+from saeinterp.report.exports.spreadsheets import write_csv
 from saeinterp.report.rebuilding import rebuild
 from saeinterp.report.results import Failure, Results
-from saeinterp.report.schema import results_schema
-from saeinterp.report.spreadsheets import write_csv
 from saeinterp.report.summary import fitting, summary_markdown, summary_tables
 from saeinterp.report.values import Number
 from saeinterp.report.writing import render, write_report, write_report_recipe

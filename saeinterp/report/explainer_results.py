@@ -55,10 +55,14 @@ class Control(Model):
     """Side A minus the control."""
     p_a: Number = Field(title="p")
     """Sign-flip test of side A against the control, two-sided."""
+    p_holm_a: Number | None = Field(None, title="p (Holm)")
+    """The same, adjusted over all tests against controls."""
     difference_b: Number = Field(title="B − control")
     """Side B minus the control."""
     p_b: Number = Field(title="p")
     """Sign-flip test of side B against the control, two-sided."""
+    p_holm_b: Number | None = Field(None, title="p (Holm)")
+    """The same, adjusted over all tests against controls."""
 
 
 class LayerScore(Model):
@@ -121,6 +125,8 @@ class ExplainerSection(Model):
     """The same in words."""
     sentence: str
     """Generated from the test; the first line of the report."""
+    against: str | None = None
+    """What the tests against the controls say of both sides; empty where there are no controls."""
     n_latents: int
     """Latents in the primary comparison."""
     rows: tuple[MetricRow, ...]

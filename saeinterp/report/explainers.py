@@ -14,7 +14,7 @@ from saeinterp.compare import ExplainerComparison, read_explainer_comparison
 from saeinterp.compare.results import CoverageResult, IntervalResult, MetricResult, PairedResult
 from saeinterp.compare.tables import SIMULATED
 from saeinterp.report.explainer_results import Control, ExplainerSection, Family, LayerScore, MetricRow, StatusCount
-from saeinterp.report.format import Style, short
+from saeinterp.report.format import Style, listing, short
 from saeinterp.report.values import Check, Difference, Fact, Number, Side
 
 UNDEFINED = "undefined on these latents"
@@ -34,6 +34,7 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
         verdict=data.verdict,
         verdict_words=data.verdict_words,
         sentence=data.sentence,
+        against=_against_controls(data),
         n_latents=data.n_latents,
         rows=metric_rows(measured_metrics(data), source),
         controls=tuple(
@@ -44,8 +45,10 @@ def explainer_section(artifact: Artifact) -> ExplainerSection:
                 value=stored_number(control.mean, source, over=control.interval, n=control.n),
                 difference_a=paired_difference(control.against_a, source),
                 p_a=p_number(control.against_a.p_value, source, control.against_a),
+                p_holm_a=_holm(control.against_a, source),
                 difference_b=paired_difference(control.against_b, source),
                 p_b=p_number(control.against_b.p_value, source, control.against_b),
+                p_holm_b=_holm(control.against_b, source),
             )
             for control in data.controls
         ),
@@ -134,6 +137,32 @@ def p_number(
 ) -> Number:
     """A p value of a paired comparison."""
     return stored_number(value, source, style="p", n=paired.n if paired else None, reason=reason)
+
+
+def _against_controls(data: ExplainerComparison) -> str | None:
+    """What both sides are beside the controls, by the tests adjusted over all of them."""
+    if not data.controls:
+        return None
+    said = []
+    for title, tests in (
+        (data.title_a, [(control.title, control.against_a) for control in data.controls]),
+        (data.title_b, [(control.title, control.against_b) for control in data.controls]),
+    ):
+        found: dict[str, list[str]] = {"higher than": [], "lower than": [], "not detectably different from": []}
+        for control, test in tests:
+            p = test.p_value if test.p_holm is None else test.p_holm
+            differs = p is not None and p < data.alpha
+            word = (
+                "not detectably different from"
+                if not differs
+                else "higher than"
+                if test.difference > 0
+                else "lower than"
+            )
+            found[word].append(control)
+        parts = [f"{word} {listing(controls)}" for word, controls in found.items() if controls]
+        said.append(f"{title} is {', '.join(parts)}")
+    return f"Beside the controls, by tests adjusted over all of them: {'; '.join(said)}."
 
 
 def _holm(paired: PairedResult | None, source: str) -> Number | None:

@@ -22,7 +22,7 @@ from saeinterp.compare.interpretability_results import (
     SideRate,
 )
 from saeinterp.compare.interpretability_words import chosen_null
-from saeinterp.report.enrichment_results import (
+from saeinterp.report.associations.results import (
     AnswerRow,
     ChanceCell,
     ComparedRate,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeinterp.health.grading.rules import GRADED
-from saeinterp.report.enrichment_results import ChanceCell
-from saeinterp.report.enrichment_tables import plain_rows
+from saeinterp.report.associations.results import ChanceCell
+from saeinterp.report.associations.tables import plain_rows
 from saeinterp.report.format import listing, markdown_text, number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.reasons import fold_reasons

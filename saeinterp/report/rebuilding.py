@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, verify_artifact
+from saeinterp.artifacts import MANIFEST, TIMING, Artifact, ArtifactStore, verify_artifact
 from saeinterp.config import ReportConfig
 from saeinterp.errors import ArtifactError, ConfigError, DamagedArtifactError, DataError
 from saeinterp.progress import Progress
@@ -129,6 +129,8 @@ def render_to(source: Path, out: Path) -> Path:
         shutil.copyfile(source / RESULTS, folder / RESULTS)
         if (source / "tables").is_dir():
             shutil.copytree(source / "tables", folder / "tables")
+        if (source / TIMING).exists():  # of the steps behind the report, whichever pages show them
+            shutil.copyfile(source / TIMING, folder / TIMING)
         render(folder)
         if out.exists():
             out.rmdir()

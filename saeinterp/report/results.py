@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
+from saeinterp.report.associations.results import EnrichmentSection, InterpretabilitySection
 from saeinterp.report.explainer_results import ExplainerSection, PairsSection, ScorersSection, VarianceRow
 from saeinterp.report.grade_results import GradeSection, OutsideTable
 from saeinterp.report.model_results import ModelSection
@@ -78,7 +78,7 @@ class LayerTraining(Model):
     """Batches trained on."""
     fvu: Number = Field(title="Held-out FVU")
     """Fraction of variance unexplained on the held-out split at the end."""
-    dead: Number = Field(title="Dead", description="Latents silent over the last rows of training")
+    dead: Number = Field(title="Dead at the end", description="Latents silent over the last rows of training")
     source: str
     """Id of the SAE."""
 

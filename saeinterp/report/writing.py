@@ -19,6 +19,11 @@ from saeinterp.artifacts import TIMING, Artifact, ArtifactStore, Recipe, Ref, Wo
 from saeinterp.compare.interpretability_sides import read_associated
 from saeinterp.config import ReportConfig, recipe_of
 from saeinterp.progress import Progress, silent
+from saeinterp.report.associations.pairs import associated_pairs
+from saeinterp.report.associations.results import EnrichmentSection
+from saeinterp.report.associations.section import enrichment_section
+from saeinterp.report.associations.tables import associated_latents, rate_rows
+from saeinterp.report.associations.volcano import volcano_table
 from saeinterp.report.collect import (
     curve_rows,
     density_rows,
@@ -29,13 +34,8 @@ from saeinterp.report.collect import (
     timing_rows,
     titles_of,
 )
-from saeinterp.report.dashboard import pair_shards, render_dashboard, shards
-from saeinterp.report.enrichment import enrichment_section
-from saeinterp.report.enrichment_pairs import associated_pairs
-from saeinterp.report.enrichment_results import EnrichmentSection
-from saeinterp.report.enrichment_tables import associated_latents, rate_rows
-from saeinterp.report.enrichment_volcano import volcano_table
 from saeinterp.report.explainers import explainer_section
+from saeinterp.report.exports.schema import results_schema
 from saeinterp.report.findings import findings
 from saeinterp.report.grades import absorption_of, grade_section
 from saeinterp.report.interpretability import interpretability_section
@@ -43,18 +43,18 @@ from saeinterp.report.latents import example_table, latent_table
 from saeinterp.report.lineage import Lineage
 from saeinterp.report.markdown import render_markdown
 from saeinterp.report.models import model_section
+from saeinterp.report.pages.dashboard import pair_shards, render_dashboard, shards
+from saeinterp.report.pages.profiles import profile_facts, profile_table
+from saeinterp.report.pages.shards import PAIRS, write_shards
 from saeinterp.report.pairs import adjusted, pairs_section
-from saeinterp.report.profile_pages import profile_facts, profile_table
 from saeinterp.report.results import HEALTH_COLUMNS, Failure, Results
 from saeinterp.report.sampling import variance_rows
-from saeinterp.report.schema import results_schema
 from saeinterp.report.scorers import scorers_section
 from saeinterp.report.scores_table import scores_table
 from saeinterp.report.setup import setup_lines
-from saeinterp.report.shards import PAIRS, write_shards
 from saeinterp.report.tables import write_rows, write_table
 
-VERSION = 7
+VERSION = 8
 T = TypeVar("T")
 NONE: Mapping[str, Any] = MappingProxyType({})
 

@@ -248,7 +248,7 @@ def test_a_mark_of_the_volcano_plot_opens_its_latent_and_so_does_its_row(visit: 
 def test_pages_beside_the_report_are_loaded_from_disk(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeinterp.report.details.INSIDE", 4)
+    monkeypatch.setattr("saeinterp.report.pages.details.INSIDE", 4)
     report = write(tmp_path / "runs", {"Small": {}})
     visit = Visit(browser, report.path)
     dialog = open_latent(visit.page, 8)
@@ -305,11 +305,15 @@ def test_without_scripts_and_in_print_the_table_is_there(browser: Any, report: A
     assert still.locator("#associated .plain-latents").is_visible()
     assert not still.locator("#associated-token").is_visible()
     context.close()
-    open_latent(page)
     page.emulate_media(media="print")
     assert page.locator("#associated .plain-latents").is_visible()
     assert not page.locator(GRID).is_visible()
-    assert not page.locator("#latent-page").is_visible()
+    page.emulate_media(media="screen")
+    open_latent(page)
+    page.emulate_media(media="print")
+    assert page.locator("#latent-page").is_visible()  # what is open is what is printed
+    assert not page.locator("main").is_visible()
+    page.emulate_media(media="screen")
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -58,7 +58,8 @@ def test_hostile_texts_are_shown_and_do_nothing(browser: Any, tmp_path: Path, wi
     page.keyboard.press("Escape")
     expect(opened).to_have_count(0)
     visit.scroll_through()
-    page.locator('.tabulator-col[tabulator-field="label_b"] input').press_sequentially("{{ 7 * 7 }}")
+    if width > 640:  # narrower, labels lie below their rows and have no filter
+        page.locator('.tabulator-col[tabulator-field="label_b"] input').press_sequentially("{{ 7 * 7 }}")
     expect(page.locator("#latent-count")).to_contain_text("7 of 7 latents shown")
     # Nothing ran, nothing was made of it, nothing is wider than the window.
     assert page.title() == title

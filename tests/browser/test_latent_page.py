@@ -214,9 +214,9 @@ def test_verdicts_on_the_page_are_those_of_the_parquet_file(fresh: Visit, report
         assert cells[0] == ("fires" if row["truth"] else "silent")
         for cell, side in zip(cells[1:3], "ab", strict=True):
             if row[f"status_{side}"] != "ok":
-                assert cell == f"– {row[f'status_{side}']}"
+                assert cell == f"{side.upper()}– {row[f'status_{side}']}"
                 continue
             right = row[f"verdict_{side}"] == row["truth"]
-            assert cell.startswith(f"{'✓' if right else '✗'} {'yes' if row[f'verdict_{side}'] else 'no'}")
-            assert cell.endswith(f"P {number(row[f'probability_{side}'], 'score')}")
+            assert cell.startswith(f"{side.upper()}{'✓' if right else '✗'} {'yes' if row[f'verdict_{side}'] else 'no'}")
+            assert cell.endswith(f"P(yes) {number(row[f'probability_{side}'], 'score')}")
         assert "".join(row["tokens"]) in cells[3]

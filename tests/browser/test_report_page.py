@@ -61,7 +61,7 @@ def test_every_number_of_the_verdict_card_is_the_one_in_the_results_file(visit: 
             stored = stored[int(part)] if part.isdigit() else stored[part]
         assert float(value) == stored["value"]
         assert text == with_interval(stored["value"], stored["low"], stored["high"], stored["style"])[0]
-    assert visit.page.locator("#verdict .sentence").inner_text() == visit.results["explainers"]["sentence"]
+    assert visit.page.locator("#verdict .sentence").first.inner_text() == visit.results["explainers"]["sentence"]
 
 
 def test_the_first_screen_holds_the_whole_answer(visit: Visit) -> None:
@@ -203,14 +203,73 @@ def test_activating_tokens_are_marked_by_colour_and_by_underline(visit: Visit) -
     assert (token.get_attribute("title") or "").startswith("activation ")
 
 
-def test_only_wrong_or_missing_verdicts_can_be_shown(visit: Visit) -> None:
+@pytest.mark.parametrize("words", ["with a wrong or missing verdict", "on which A and B disagree"])
+def test_examples_can_be_reduced_to_those_that_say_something(visit: Visit, words: str) -> None:
     drawer = visit.open_first_row()
-    toggle = drawer.locator("button[aria-pressed]")
+    toggle = drawer.get_by_role("button", name=words)
     expected = int(toggle.inner_text().split()[2])
     toggle.click()
     rows = drawer.locator(".examples").first.locator("tbody tr:not(.band-row)")
     expect(rows).to_have_count(expected)
+    assert 0 < expected < 35
     expect(rows.filter(has_not=visit.page.locator(".ko"))).to_have_count(0)
+    if "disagree" in words:
+        for cells in rows.all():
+            a, b = (cells.locator("td.v").nth(place).inner_text() for place in (1, 2))
+            assert ("✓" in a) != ("✓" in b)
+
+
+def test_numbers_are_filtered_by_what_is_typed_before_them(visit: Visit) -> None:
+    count, field = visit.page.locator("#latent-count"), visit.page.locator('[tabulator-field="value_b"] input')
+
+    def shown_by(text: str) -> list[float]:
+        field.fill("")
+        field.press_sequentially(text)
+        visit.page.wait_for_timeout(600)  # Tabulator filters a moment after the last key
+        cells = visit.page.eval_on_selector_all(
+            '.tabulator-row [tabulator-field="value_b"] > span', "cells => cells.map(cell => cell.firstChild.data)"
+        )
+        return [float(cell) for cell in cells if cell != "NA"]
+
+    assert all(value >= 0.7 for value in shown_by("0,7"))
+    below = shown_by("< 0.7")
+    assert below
+    assert all(value < 0.7 for value in below)
+    assert not field.evaluate("input => input.matches(':invalid')")
+    assert len(shown_by("0.7x")) > len(below)
+    assert field.evaluate("input => input.matches(':invalid')")
+    visit.page.get_by_role("button", name="All (21)").click()
+    expect(count).to_have_text("21 of 21 latents shown")
+    expect(field).to_have_value("")
+
+
+def test_columns_sort_by_keyboard(visit: Visit) -> None:
+    column = visit.page.locator('.tabulator-col[tabulator-field="delta"]')
+    column.focus()
+    visit.page.keyboard.press("Enter")
+    expect(column).to_have_attribute("aria-sort", "descending")
+
+
+def test_nothing_offers_to_send_a_plot_anywhere(visit: Visit) -> None:
+    visit.scroll_through()
+    visit.page.locator("#plot-scatter").hover()
+    assert visit.page.locator(".modebar, .modebar-btn").count() == 0
+    assert visit.page.evaluate("document.body.innerText.match(/plotly cloud|share chart/i)") is None
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_paper_everything_is_open_drawn_and_light(browser: Any, report: Artifact, dark: bool) -> None:
+    visit = Visit(browser, report.path, dark=dark)
+    page = visit.page
+    expect(page.locator(".plot .loading")).to_have_count(0, timeout=60_000)  # also those that nobody scrolled to
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("main details:not([open])").evaluate_all("all => all.every((d) => d.closest('figure, aside'))")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    expect(page.locator(".plain-latents tbody tr").first).to_be_visible()
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("main details[open]").count() == 0
+    page.context.close()
 
 
 def test_a_link_to_a_latent_opens_it(browser: Any, report: Artifact) -> None:
@@ -246,5 +305,5 @@ def test_without_scripts_every_table_is_still_there(browser: Any, report: Artifa
     page = context.new_page()
     page.goto(report.file("report.html").as_uri())
     assert page.locator(".plain-latents tbody tr").count() == 21
-    assert page.locator("#verdict .sentence").is_visible()
+    assert page.locator("#verdict .sentence").first.is_visible()
     context.close()

@@ -16,9 +16,9 @@ from saeinterp.artifacts import Artifact, ArtifactStore, read_json
 from saeinterp.compare import compare_interpretability
 from saeinterp.config import ComparisonConfig
 from saeinterp.report import Results, write_report
-from saeinterp.report.dashboard import numbers, render_dashboard
-from saeinterp.report.enrichment_results import EnrichmentSection, InterpretabilitySection
+from saeinterp.report.associations.results import EnrichmentSection, InterpretabilitySection
 from saeinterp.report.markdown import render_markdown
+from saeinterp.report.pages.dashboard import numbers, render_dashboard
 
 from .test_writing import Page, at_path, unpacked
 
@@ -188,7 +188,7 @@ def test_the_page_lists_latents_for_sorting_and_says_how_many_it_left_out(
     columns = json.loads(unpacked(pair.html, "payload"))["associated"]["columns"]
     assert len(columns["id"]) == pair.section.latents
     assert columns["odds_ratio_text"][0].startswith(f"{columns['odds_ratio'][0]:,.4g} [")
-    monkeypatch.setattr("saeinterp.report.dashboard.GRID_ROWS", 5)
+    monkeypatch.setattr("saeinterp.report.pages.dashboard.GRID_ROWS", 5)
     page = render_dashboard(pair.results, pair.artifact.path / "tables")
     assert len(json.loads(unpacked(page, "payload"))["associated"]["columns"]["id"]) == 5
     assert f"The first 5 of {pair.section.latents}" in page

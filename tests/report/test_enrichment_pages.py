@@ -18,9 +18,9 @@ from scipy.stats import fisher_exact
 
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.report import render
-from saeinterp.report.dashboard import render_dashboard
-from saeinterp.report.enrichment_pages import links
+from saeinterp.report.associations.pages import links
 from saeinterp.report.format import number
+from saeinterp.report.pages.dashboard import render_dashboard
 
 from .test_enrichment import DEEPER, LARGE, SMALL, Written, write
 from .test_writing import Page, unpacked
@@ -187,8 +187,8 @@ def test_the_lines_of_the_volcano_plot_are_an_odds_ratio_of_one_and_the_level(pa
 def test_marks_are_bounded_the_same_every_time_and_counted_in_the_caption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saeinterp.report.enrichment_volcano.STRONGEST", 10)
-    monkeypatch.setattr("saeinterp.report.enrichment_volcano.SAMPLED", 15)
+    monkeypatch.setattr("saeinterp.report.associations.volcano.STRONGEST", 10)
+    monkeypatch.setattr("saeinterp.report.associations.volcano.SAMPLED", 15)
     made = []
     for name in ("one", "two"):
         store = ArtifactStore(tmp_path / name)
@@ -234,7 +234,7 @@ def test_pages_without_room_lie_beside_the_report_and_those_without_a_page_are_n
     pair: Written, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in (("INSIDE", 6), ("CHUNK", 4), ("SHARD", 5)):
-        monkeypatch.setattr(f"saeinterp.report.details.{name}", value)
+        monkeypatch.setattr(f"saeinterp.report.pages.details.{name}", value)
     folder = tmp_path / "report"
     shutil.copytree(pair.artifact.path, folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

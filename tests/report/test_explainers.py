@@ -16,8 +16,8 @@ from saeinterp.compare import read_explainer_pairs, read_scorer_agreement
 from saeinterp.compare.imported import import_scores
 from saeinterp.config import ComparisonConfig
 from saeinterp.report import write_report
-from saeinterp.report.dashboard import numbers
 from saeinterp.report.format import markdown_text
+from saeinterp.report.pages.dashboard import numbers
 
 from .conftest import Report, read_report
 from .test_writing import Page, at_path

@@ -16,7 +16,7 @@ from planted_reports import THEMES, World, build_world
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.errors import ConfigError, DataError
 from saeinterp.report import Target, results_schema, write_csv, write_neuronpedia, write_report
-from saeinterp.report.schema import write_results
+from saeinterp.report.exports.schema import write_results
 
 from .conftest import Report, read_report
 

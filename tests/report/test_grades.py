@@ -17,7 +17,7 @@ from saeinterp.artifacts import ArtifactStore
 from saeinterp.config import GradingConfig
 from saeinterp.health.imported import import_health
 from saeinterp.report import Results, write_report
-from saeinterp.report.dashboard import numbers
+from saeinterp.report.pages.dashboard import numbers
 
 from .conftest import Report, read_report
 from .test_writing import Page, at_path

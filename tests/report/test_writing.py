@@ -21,10 +21,11 @@ from planted_reports import THEMES, World, build_world
 
 from saeinterp.artifacts import ArtifactStore, write_json
 from saeinterp.errors import MissingDependencyError
-from saeinterp.report import Failure, Results, details, libraries, render, write_report, write_report_recipe
-from saeinterp.report.dashboard import numbers, render_dashboard
+from saeinterp.report import Failure, Results, render, write_report, write_report_recipe
 from saeinterp.report.format import number, with_interval
 from saeinterp.report.markdown import render_markdown
+from saeinterp.report.pages import details, libraries
+from saeinterp.report.pages.dashboard import numbers, render_dashboard
 
 from .conftest import Report, read_report
 
@@ -291,7 +292,7 @@ def test_a_row_shows_every_example_with_truth_and_both_verdicts(report: Report) 
     failed = data["latents"]["columns"]["id"].index("L10_F302")
     sides = page_of(report, failed)["sides"]
     assert [side["reason"] for side in sides] == ["the reply holds no explanation", None]
-    assert detail["top"].split() == ["for", "while", "range", "iterate"]
+    assert detail["top"] == ["·for", "·while", "·range", "·iterate"]
 
 
 def page_of(report: Report, index: int) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from markupsafe import Markup
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.enrichment.published import LARGEST_P
 from saeinterp.enrichment.robust import LISTED, RATE
-from saeinterp.report.enrichment_results import PairFacts, PresetSection
-from saeinterp.report.enrichment_tables import odds_text
-from saeinterp.report.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
+from saeinterp.report.associations.results import PairFacts, PresetSection
+from saeinterp.report.associations.tables import odds_text
 from saeinterp.report.format import number, plural, visible
+from saeinterp.report.pages.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
 from saeinterp.report.values import Number
 
 STRONGEST = 500

@@ -19,21 +19,22 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 
 from saeinterp.health.grading.rules import GRADED
-from saeinterp.report import figures
-from saeinterp.report.details import Pages, Places
-from saeinterp.report.enrichment_figures import layer_rates
-from saeinterp.report.enrichment_pages import Explorer
-from saeinterp.report.enrichment_results import CategoryRow, ComparedRate, RateRow
-from saeinterp.report.enrichment_tables import GRID_ROWS, plain_rows
-from saeinterp.report.enrichment_volcano import volcanoes
+from saeinterp.report.associations.figures import layer_rates
+from saeinterp.report.associations.pages import Explorer
+from saeinterp.report.associations.results import CategoryRow, ComparedRate, RateRow
+from saeinterp.report.associations.tables import GRID_ROWS, plain_rows
+from saeinterp.report.associations.volcano import volcanoes
 from saeinterp.report.explainer_results import ControlRow, ExplainerSection, MetricRow, PairRow, RankedRow
 from saeinterp.report.format import number, plural, visible, with_interval
 from saeinterp.report.grade_results import DatasetRow
 from saeinterp.report.latents import OUTCOMES
-from saeinterp.report.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
 from saeinterp.report.markdown import RETRY
 from saeinterp.report.model_results import LayerDifference, ModelSection
-from saeinterp.report.payload import latent_payload
+from saeinterp.report.pages import figures
+from saeinterp.report.pages.details import Pages, Places
+from saeinterp.report.pages.libraries import TABULATOR_INSTALL, plotly_library, tabulator_library
+from saeinterp.report.pages.payload import latent_payload
+from saeinterp.report.pages.shards import as_json, nonce, packed
 from saeinterp.report.results import (
     ABSENT,
     HEALTH_COLUMNS,
@@ -41,7 +42,6 @@ from saeinterp.report.results import (
     LayerTraining,
     Results,
 )
-from saeinterp.report.shards import as_json, nonce, packed
 from saeinterp.report.tables import every_label, plain_latents, read_table
 from saeinterp.report.values import Model, Number
 
@@ -185,7 +185,7 @@ def _environment(results: Results) -> jinja2.Environment:
 
     paths = {id(item): path for path, item in numbers(results)}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        loader=jinja2.FileSystemLoader(_HERE.parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -16,8 +16,8 @@ from saeinterp.artifacts import read_json
 from saeinterp.compare.interpretability_draws import MAXIMUM
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.compare.interpretability_words import is_category, rate_title
-from saeinterp.report.enrichment_findings import side_findings
-from saeinterp.report.enrichment_results import (
+from saeinterp.report.associations.findings import side_findings
+from saeinterp.report.associations.results import (
     CategoryRow,
     ChanceCell,
     EnrichmentSection,
@@ -27,8 +27,8 @@ from saeinterp.report.enrichment_results import (
     SideFacts,
     TopLatent,
 )
-from saeinterp.report.enrichment_rules import preset_rules
-from saeinterp.report.enrichment_volcano import pair_facts
+from saeinterp.report.associations.rules import preset_rules
+from saeinterp.report.associations.volcano import pair_facts
 from saeinterp.report.format import Style
 from saeinterp.report.values import Fact, Number
 

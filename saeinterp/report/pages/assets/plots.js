@@ -1,4 +1,5 @@
-/* Plots: figures come finished from Python; here they only take the page's colours and type. */
+/* Plots: figures come finished from Python; here they only take the page's colours and type. Plotly's toolbar stays out:
+   it offers to upload the chart. */
 
 function theme() {
   const style = getComputedStyle(document.documentElement);
@@ -38,7 +39,7 @@ function draw(figure, holder, latents) {
   for (const name of ["xaxis", "yaxis"]) merged[name] = { ...figure.layout[name], ...axis };
   merged.shapes = (figure.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: line } }));
   holder.replaceChildren();
-  return Plotly.react(holder, data, merged, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+  return Plotly.react(holder, data, merged, { responsive: true, displayModeBar: false });
 }
 
 /* `openers`: what a mark opens, by the kind of figure. */
@@ -50,7 +51,7 @@ function makePlots(figures, latents, openers) {
 
   async function show(holder) {
     loading ??= library("lib-plotly");
-    if (!(await loading)) return;
+    if (!(await loading) || drawn.has(holder)) return;
     const figure = holders.get(holder);
     await draw(figure, holder, latents);
     drawn.add(holder);
@@ -83,7 +84,15 @@ function makePlots(figures, latents, openers) {
   }, { rootMargin: "600px" });
   holders.forEach((_figure, holder) => watcher.observe(holder));
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  scheme.addEventListener("change", () => drawn.forEach((holder) => draw(holders.get(holder), holder, latents)));
+  const again = () => drawn.forEach((holder) => draw(holders.get(holder), holder, latents));
+  scheme.addEventListener("change", again);
+  /* Plotly fits a plot to a new width, but not its legend. */
+  let wait = null;
+  addEventListener("resize", () => { clearTimeout(wait); wait = setTimeout(again, 200); });
+  /* Those out of sight are drawn when there is time, so that they are there to be printed. */
+  const rest = () => holders.forEach((_figure, holder) => show(holder));
+  if (window.requestIdleCallback) requestIdleCallback(rest, { timeout: 10_000 });
+  addEventListener("beforeprint", rest);
   return {
     filter(indices) {
       active = indices;

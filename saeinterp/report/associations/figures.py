@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from saeinterp.ids import layer_of
-from saeinterp.report.enrichment_results import PresetSection, RateRow
-from saeinterp.report.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
+from saeinterp.report.associations.results import PresetSection, RateRow
 from saeinterp.report.format import number, visible
+from saeinterp.report.pages.figures import PALETTE, SYMBOLS, Figure, axes, pick, plain_text
 
 SHOWN = "interpretable"
 """The rate that is drawn by layer: it alone is over all latents under every preset and has a null at every layer."""

@@ -47,7 +47,8 @@ async function makeAssociated(data, open) {
   });
   const measure = (field, title, extra = {}) => ({
     field, title, formatter: shown(field), sorter: missingLast, hozAlign: "right", headerHozAlign: "right", width: 120,
-    headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: atLeast, headerSortStartingDir: "desc", ...extra,
+    headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: within("≥"), headerSortStartingDir: "desc",
+    headerFilterParams: { elementAttributes: { pattern: LIMIT, title: "A number, or one after >, <, ≥ or ≤" } }, ...extra,
   });
   const opens = (cell) => (data.columns.page ? element("button", { class: "link", type: "button", tabindex: "-1" }, cell.getValue()) : plain(cell));
   const rows = tableRows(data.columns);
@@ -66,7 +67,7 @@ async function makeAssociated(data, open) {
       choice("layer", "Layer", { width: 96, visible: !narrow }),
       choice("position", "Slot", { width: 84, visible: !narrow }),
       measure("odds_ratio", "Odds ratio", { width: narrow ? 132 : 140, responsive: 0 }),
-      measure("q_value", "q", { headerFilterPlaceholder: "≤", headerFilterFunc: atMost, headerSortStartingDir: "asc", width: 84, visible: !narrow }),
+      measure("q_value", "q", { headerFilterPlaceholder: "≤", headerFilterFunc: within("≤"), headerSortStartingDir: "asc", width: 84, visible: !narrow }),
       measure("mcc", "MCC", { width: 92 }),
       choice("replicated", "Replicated", { width: 128, visible: !narrow }),
     ],
@@ -219,9 +220,4 @@ function associatedLatents(data, page, choose) {
       ];
     },
   };
-}
-
-function atMost(wanted, value) {
-  const limit = Number.parseFloat(String(wanted).replace(",", "."));
-  return Number.isNaN(limit) || (value !== null && value <= limit);
 }

@@ -14,7 +14,7 @@ import polars as pl
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.enrichment.contingency import Counts
 from saeinterp.enrichment.tables import describe, log_corrected_chi2
-from saeinterp.report.enrichment_volcano import marked_pairs
+from saeinterp.report.associations.volcano import marked_pairs
 from saeinterp.stats.hypergeometric import log_upper_tail
 from saeinterp.stats.intervals import Floats
 

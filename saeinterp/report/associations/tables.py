@@ -13,7 +13,7 @@ import polars as pl
 
 from saeinterp.compare.interpretability_sides import Associated
 from saeinterp.report.format import number, visible
-from saeinterp.report.payload import joined
+from saeinterp.report.pages.payload import joined
 
 _EFFECTS = ["enrichment", "odds_ratio", "odds_ratio_low", "odds_ratio_high", "p_value", "log10_p", "q_value", "mcc"]
 _LABELS = ["id", "layer", "position", "label", "kind", "category", "monosemantic"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saeinterp.report.explainer_results import ExplainerSection, PairsSection
 from saeinterp.report.format import Style, number, plural, visible
-from saeinterp.report.payload import Columns, joined
-from saeinterp.report.profile_pages import profile_page
+from saeinterp.report.pages.payload import Columns, joined
+from saeinterp.report.pages.profiles import profile_page, spaced
 from saeinterp.report.results import ProfileFacts
 from saeinterp.report.tables import MEASURES
 
@@ -163,7 +163,7 @@ class Pages:
         return {
             "status": at("status").replace("_", " "),
             "firings": text("firings", "count"),
-            "top": None if tokens is None else "  ".join(visible(token) for token in tokens),
+            "top": None if tokens is None else [spaced(token) for token in tokens],
             "sides": sides,
         }
 
@@ -218,19 +218,21 @@ def _of_latents(
 def _examples(rows: Sequence[Mapping[str, Any]]) -> Detail:
     """Scored examples with both verdicts, and those shown to the explainers."""
     found: Detail = {"score": [], "explain": []}
+    top = max((value for row in rows for value in row["activations"]), default=0.0)
     for row in rows:
-        found[row["role"]].append(_example(row))
+        found[row["role"]].append(_example(row, top))
+    found["legend"] = f"Marked tokens: the stronger the activation, the darker, up to {number(top, 'plain')}."
     return found
 
 
-def _example(row: Mapping[str, Any]) -> Detail:
+def _example(row: Mapping[str, Any], top: float) -> Detail:
     activations = row["activations"]
-    top = max(activations, default=0.0)
     example: Detail = {
         "tokens": [visible(token) for token in row["tokens"]],
-        # Ten steps, as the explainer was shown them.
+        # Ten steps up to the latent's strongest, as the explainer was shown them.
         "levels": [max(1, round(10 * value / top)) if value > 0 else 0 for value in activations],
         "shown": [number(value, "plain") if value > 0 else "" for value in activations],
+        "fires": any(value > 0 for value in activations),
         "place": f"document {number(row['doc_id'], 'count')}",
     }
     if row["role"] == "score":

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from saeinterp.report.enrichment_tables import odds_text
+from saeinterp.report.associations.tables import odds_text
 from saeinterp.report.format import number, plural, visible
 
 MOST_PAIRS = 1_000_000

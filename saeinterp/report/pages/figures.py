@@ -201,6 +201,10 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
         layout=axes(x="Rows seen", y=label, xaxis={"tickformat": "~s"}, yaxis={"rangemode": "tozero"}),
         columns=("Model", "Layer", "Rows seen", label),
         rows=tuple(table),
+        note=""
+        if len(table) == (points := sum(map(len, groups.values())))
+        else f"The table has {number(len(table), 'count')} of the {number(points, 'count')} points drawn; all are in "
+        "tables/curves.parquet.",
     )
 
 

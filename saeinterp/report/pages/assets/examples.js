@@ -12,13 +12,14 @@ function tokenLine(example) {
   return line;
 }
 
-function verdictCell(verdict, truth) {
-  if (!verdict) return element("td", { class: "v" }, "—");
-  if (verdict.status !== "ok") return element("td", { class: "v ko" }, `– ${verdict.status}`);
+function verdictCell(verdict, truth, side) {
+  const who = element("span", { class: `tag side ${side}`, "aria-hidden": "true" }, side.toUpperCase()); // where columns have no heads
+  if (!verdict) return element("td", { class: "v" }, who, "—");
+  if (verdict.status !== "ok") return element("td", { class: "v ko" }, who, `– ${verdict.status}`);
   const right = verdict.verdict === truth;
-  return element("td", { class: right ? "v ok" : "v ko" }, `${right ? "✓" : "✗"} ${verdict.verdict ? "yes" : "no"}`,
+  return element("td", { class: right ? "v ok" : "v ko" }, who, `${right ? "✓" : "✗"} ${verdict.verdict ? "yes" : "no"}`,
     element("span", { class: "visually-hidden" }, right ? " (right)" : " (wrong)"),
-    verdict.p === null ? null : element("small", { title: "P(match), the scorer's probability" }, `P ${verdict.p}`));
+    verdict.p === null ? null : element("small", { title: "The scorer's probability of yes" }, `P(yes) ${verdict.p}`));
 }
 
 function rawReplies(example) {
@@ -38,8 +39,8 @@ function scoredTable(examples) {
     }
     rows.push(element("tr", {},
       element("td", { class: "v" }, example.truth ? "fires" : "silent"),
-      verdictCell(example.a, example.truth),
-      verdictCell(example.b, example.truth),
+      verdictCell(example.a, example.truth, "a"),
+      verdictCell(example.b, example.truth, "b"),
       element("td", { class: "text" }, tokenLine(example), element("span", { class: "reason" }, example.place), rawReplies(example))));
   }
   const heads = ["Truth", "A", "B", "Example"].map((text) => element("th", { scope: "col" }, text));
@@ -51,22 +52,27 @@ function scoredTable(examples) {
 function exampleParts(page) {
   const parts = [];
   if (page.score.length) {
-    const wrong = page.score.filter((e) => [e.a, e.b].some((v) => v && v.verdict !== e.truth));
+    const judged = (e) => [e.a, e.b].filter((v) => v);
+    const choices = [
+      ["with a wrong or missing verdict", page.score.filter((e) => judged(e).some((v) => v.verdict !== e.truth))],
+      ["on which A and B disagree", page.score.filter((e) => e.a && e.b && e.a.verdict !== e.b.verdict)],
+    ];
     let list = scoredTable(page.score);
-    const toggle = element("button", { class: "chip", type: "button", "aria-pressed": "false", on: { click() {
-      const only = toggle.getAttribute("aria-pressed") !== "true";
-      toggle.setAttribute("aria-pressed", String(only));
-      const next = scoredTable(only ? wrong : page.score);
+    const toggles = choices.map(([words, some]) => element("button", { class: "chip", type: "button", "aria-pressed": "false", on: { click(event) {
+      const only = event.currentTarget.getAttribute("aria-pressed") !== "true";
+      toggles.forEach((toggle) => toggle.setAttribute("aria-pressed", String(only && toggle === event.currentTarget)));
+      const next = scoredTable(only ? some : page.score);
       list.replaceWith(next);
       list = next;
-    } } }, `Only the ${wrong.length} with a wrong or missing verdict`);
+      reachable(next.parentElement);
+    } } }, `Only the ${some.length} ${words}`));
     parts.push(element("section", {}, element("h3", {}, `${page.score.length} scored examples`),
-      element("p", { class: "small quiet" }, "From documents that no explainer saw, strongest quantile first."), element("div", { class: "tools" }, toggle), list));
+      element("p", { class: "small quiet" }, `From documents that no explainer saw, strongest quantile first. ${page.legend}`), element("div", { class: "tools" }, ...toggles), list));
   }
   if (page.explain.length) {
-    const shown = page.explain.map((example) => element("tr", {}, element("td", { class: "text" }, tokenLine(example), element("span", { class: "reason" }, example.place))));
+    const shown = page.explain.map((example) => element("tr", {}, element("td", { class: "v" }, example.fires ? "fires" : "silent"), element("td", { class: "text" }, tokenLine(example), element("span", { class: "reason" }, example.place))));
     parts.push(element("section", {}, element("h3", {}, `${page.explain.length} examples shown to the explainers`),
-      element("p", { class: "small quiet" }, "Top activations first, then the other quantiles and silent texts."),
+      element("p", { class: "small quiet" }, "Top activations first, then other quantiles; the silent ones were shown by explainers that contrast."),
       element("div", { class: "card scroll", role: "group", "aria-label": "Examples shown to the explainers" },
         element("table", { class: "examples" }, element("tbody", {}, ...shown)))));
   }

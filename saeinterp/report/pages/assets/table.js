@@ -38,7 +38,8 @@ async function makeTable(data, openDetail) {
   const csv = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
   const measure = (field, title, extra = {}) => ({
     field, title, formatter: shown(field), sorter: missingLast, hozAlign: "right", headerHozAlign: "right", width: narrow ? 84 : 110,
-    headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: atLeast, headerSortStartingDir: "desc", ...extra,
+    headerFilter: "input", headerFilterPlaceholder: "≥", headerFilterFunc: within("≥"), headerSortStartingDir: "desc",
+    headerFilterParams: { elementAttributes: { pattern: LIMIT, title: "A number, or one after >, <, ≥ or ≤" } }, ...extra,
   });
   const label = (field, title) => ({
     field, title, formatter: boxed, cssClass: "clamp", headerFilter: "input", headerFilterPlaceholder: "contains",
@@ -102,6 +103,7 @@ async function makeTable(data, openDetail) {
       if (quick) table.removeFilter(quick);
       const wanted = button.dataset.quick;
       quick = wanted === "all" ? null : (row) => row.outcome === wanted;
+      if (wanted === "all") table.clearHeaderFilter();
       if (quick) table.addFilter(quick);
     });
   });
@@ -178,6 +180,17 @@ function settle(table, grid) {
   /* Tabulator nests a rowgroup in a rowgroup and makes its scroller a tab stop without a role. */
   const roles = { header: "presentation", tableholder: "rowgroup", table: "presentation" };
   for (const [part, role] of Object.entries(roles)) grid.querySelector(`.tabulator-${part}`).setAttribute("role", role);
+  /* Columns sort by keyboard too, and their filters have names. */
+  for (const column of grid.querySelectorAll(".tabulator-col.tabulator-sortable")) {
+    const name = column.querySelector(".tabulator-col-title").textContent;
+    column.tabIndex = 0;
+    column.addEventListener("keydown", (event) => {
+      if (event.target !== column || (event.key !== "Enter" && event.key !== " ")) return;
+      event.preventDefault();
+      column.querySelector(".tabulator-col-title").click();
+    });
+    column.querySelector("input")?.setAttribute("aria-label", `Filter ${name}`);
+  }
   holdStillWhilePressed(table, grid);
   keepLayout(table, grid);
 }
@@ -216,7 +229,16 @@ function keepLayout(table, grid) {
   }).observe(grid);
 }
 
-function atLeast(wanted, value) {
-  const limit = Number.parseFloat(String(wanted).replace("−", "-").replace(",", "."));
-  return Number.isNaN(limit) || (value !== null && value >= limit);
+/* What is typed above a column of numbers: `0.5`, `>= 0.5`, `< 0`; nothing is filtered by what is no number. */
+const LIMIT = "\\s*(>=|<=|≥|≤|>|<|=)?\\s*[\\-−+]?(\\d+([.,]\\d*)?|[.,]\\d+)(e[\\-−+]?\\d+)?\\s*";
+
+function within(usual) {
+  const holds = { "≥": (v, l) => v >= l, ">=": (v, l) => v >= l, "≤": (v, l) => v <= l, "<=": (v, l) => v <= l, ">": (v, l) => v > l, "<": (v, l) => v < l, "=": (v, l) => v === l };
+  return (wanted, value) => {
+    const text = String(wanted);
+    const found = new RegExp(`^${LIMIT}$`).exec(text);
+    if (found === null) return true;
+    const limit = Number.parseFloat(text.replace(found[1] ?? "", "").replaceAll("−", "-").replace(",", "."));
+    return value !== null && holds[found[1] ?? usual](value, limit);
+  };
 }

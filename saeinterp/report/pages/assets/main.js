@@ -1,5 +1,24 @@
 /* Start: every section is already in the page as HTML; this adds the tables, the pages of latents and the plots. */
 
+/* Paper has no way to open a part: all are open while the page is printed, but for tables behind plots, which are drawn. */
+function unfoldToPrint() {
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("main details:not([open])")].filter((part) => !part.closest("figure, aside"));
+    opened.forEach((part) => { part.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));
+}
+
+/* A link into a closed part opens it. */
+function openWhatIsLinked() {
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("main a[href^='#']");
+    const part = link && byId(link.getAttribute("href").slice(1))?.closest("details");
+    if (part) part.open = true;
+  });
+}
+
 async function start() {
   if (typeof DecompressionStream === "undefined") {
     byId("old-browser").hidden = false;
@@ -32,6 +51,8 @@ async function start() {
   stops();
   addEventListener("resize", stops);
   document.addEventListener("toggle", stops, true); // a part that opens may scroll
+  unfoldToPrint();
+  openWhatIsLinked();
   document.documentElement.dataset.ready = "true";
 }
 

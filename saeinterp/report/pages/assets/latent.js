@@ -5,6 +5,7 @@ function makeLatentPage() {
   const dialog = byId("latent-page");
   const body = byId("latent-body");
   const title = byId("latent-title");
+  const report = document.title;
   const kinds = [];
   let kind = null;
   let order = [];
@@ -16,6 +17,7 @@ function makeLatentPage() {
     const of = kind;
     const link = of.link(index);
     title.textContent = of.id(index);
+    document.title = `${of.id(index)} · ${report}`;
     byId("latent-layer").textContent = of.where(index);
     const place = order.indexOf(index);
     byId("latent-place").textContent = place < 0 ? "" : `${place + 1} of ${order.length}`;
@@ -45,6 +47,7 @@ function makeLatentPage() {
   });
   dialog.addEventListener("close", () => {
     delete dialog.dataset.shown;
+    document.title = report;
     if (pushed) history.back();
     else history.replaceState(null, "", location.pathname + location.search);
     pushed = false;
@@ -100,16 +103,26 @@ function explainedLatents(data, page) {
   const rows = new Map(data.columns.id.map((id, index) => [id, index]));
 
   function sideCard(side, index, detail) {
-    const at = (name) => data.columns[name]?.[index];
-    const found = detail?.sides[side.key === "a" ? 0 : 1];
-    const measures = (found?.measures ?? [[`${data.metric}`, at(`value_${side.key}_text`)]]).map(([label, text]) => {
-      const [value, bounds] = text.split(/ (?=\[)/);
-      return element("div", { class: bounds ? "wide" : null }, element("dt", {}, label), element("dd", {}, value, bounds ? element("span", { class: "ci" }, ` ${bounds}`) : null));
-    });
+    const reason = detail?.sides[side.key === "a" ? 0 : 1].reason;
     return element("div", { class: "card" },
       element("div", { class: "who" }, element("span", { class: `tag ${side.key}` }, side.key.toUpperCase()), element("span", {}, side.title)),
-      element("p", { class: "what", dir: "auto" }, at(`label_${side.key}`) ?? "no explanation", found?.reason ? element("span", { class: "reason" }, found.reason) : null),
-      element("dl", {}, ...measures, found ? element("div", { class: "full" }, element("dt", {}, "Verdicts"), element("dd", {}, found.counts)) : null));
+      element("p", { class: "what", dir: "auto" }, data.columns[`label_${side.key}`][index] ?? "no explanation", reason ? element("span", { class: "reason" }, reason) : null));
+  }
+
+  /* Every measure of both sides, one row each. */
+  function scoreTable(index, detail) {
+    const number = (text) => {
+      const [value, bounds] = text.split(/ (?=\[)/);
+      return element("td", { class: "r" }, value, bounds ? element("span", { class: "ci" }, ` ${bounds}`) : null);
+    };
+    const rows = detail
+      ? detail.sides[0].measures.map(([title, a], place) => [title, a, detail.sides[1].measures[place][1]])
+      : [[data.metric, data.columns.value_a_text[index], data.columns.value_b_text[index]]];
+    const lines = rows.map(([title, a, b]) => element("tr", {}, element("th", { scope: "row" }, title), number(a), number(b)));
+    if (detail) lines.push(element("tr", {}, element("th", { scope: "row" }, "Verdicts"), ...detail.sides.map((side) => element("td", { class: "r" }, side.counts))));
+    const heads = data.sides.map((side) => element("th", { scope: "col", class: "r" }, element("span", { class: `tag ${side.key}`, "aria-hidden": "true" }, side.key.toUpperCase()), element("span", { class: "visually-hidden" }, side.key.toUpperCase())));
+    return element("div", { class: "card scroll scores", role: "group", "aria-label": "Scores" }, element("table", { class: "scores" },
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Score"), ...heads)), element("tbody", {}, ...lines)));
   }
 
   function otherLabels(others) {
@@ -121,10 +134,11 @@ function explainedLatents(data, page) {
     const at = (name) => data.columns[name][index];
     const facts = [`density ${at("density_text")}`, detail ? `fires on ${detail.firings} tokens` : null, `B − A ${at("delta_text")}`].filter((item) => item !== null);
     const lead = element("p", { class: "small quiet" }, element("span", { class: at("status") === "scored" ? "pill" : "pill warn" }, at("status").replaceAll("_", " ")), ` ${facts.join(" · ")}`);
-    if (detail?.top) lead.append(element("br"), "Tokens it fires on most: ", element("bdi", {}, detail.top));
+    if (detail?.top?.length) lead.append(element("br"), "Largest summed activation: ", element("span", { class: "chips" }, ...detail.top.map((token) => element("code", { dir: "auto" }, token))));
     const parts = [lead];
     if (detail?.profile?.dead) parts.push(element("p", { class: "banner note" }, detail.profile.dead));
     parts.push(element("div", { class: "pair" }, ...data.sides.map((side) => sideCard(side, index, detail))));
+    parts.push(scoreTable(index, detail));
     if (detail?.others?.length) parts.push(otherLabels(detail.others));
     const main = detail ? exampleParts(detail) : [element("p", { class: "quiet" }, problem ?? data.left_out ?? "There is nothing more to show of this latent.")];
     if (detail && !detail.score.length) main.push(element("p", { class: "quiet" }, "It was not scored, so there are no verdicts."));

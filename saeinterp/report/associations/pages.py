@@ -13,12 +13,12 @@ from typing import Any
 
 import polars as pl
 
-from saeinterp.report.details import Detail, Places, in_batches
-from saeinterp.report.enrichment_results import EnrichmentSection
-from saeinterp.report.enrichment_tables import Columns, grid_payload, odds_text
-from saeinterp.report.enrichment_tokens import token_parts
+from saeinterp.report.associations.results import EnrichmentSection
+from saeinterp.report.associations.tables import Columns, grid_payload, odds_text
+from saeinterp.report.associations.tokens import token_parts
 from saeinterp.report.format import number, plural, visible
-from saeinterp.report.shards import as_json, packed
+from saeinterp.report.pages.details import Detail, Places, in_batches
+from saeinterp.report.pages.shards import as_json, packed
 from saeinterp.report.tables import read_table
 
 INFINITE = "∞"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeinterp.artifacts import Artifact, read_json
 from saeinterp.report.format import number, plural, visible
-from saeinterp.report.payload import joined
+from saeinterp.report.pages.payload import joined
 from saeinterp.report.results import ProfileFacts
 from saeinterp.report.values import Number
 
@@ -88,7 +88,7 @@ def profile_page(row: Mapping[str, Any], latent_id: str, facts: ProfileFacts) ->
         "neighbours_note": _chance_note(facts.nearest_by_chance),
         "tokens": [_token(item) for item in row["tokens"]],
         "tokens_note": "Chosen on the text shown to the explainers, counted on the other half of the documents. "
-        f"There it fires on {number(row['density_score'], 'rate')} of all tokens: by chance it would on any of them. "
+        f"Beside it, by chance: there it fires on {number(row['density_score'], 'percent')} of all tokens. "
         "· is a space.",
     }
 

@@ -1,0 +1,1 @@
+"""The page `report.html`: its frame, plots, pages of latents, and the files beside it."""
