@@ -202,8 +202,8 @@ def curves(rows: Sequence[Mapping[str, Any]], *, value: str, title: str, caption
         columns=("Model", "Layer", "Rows seen", label),
         rows=tuple(table),
         note=""
-        if len(table) == (points := sum(map(len, groups.values())))
-        else f"The table has {number(len(table), 'count')} of the {number(points, 'count')} points drawn; all are in "
+        if len(table) == (drawn := sum(map(len, groups.values())))
+        else f"The table has {number(len(table), 'count')} of the {number(drawn, 'count')} points drawn; all are in "
         "tables/curves.parquet.",
     )
 
