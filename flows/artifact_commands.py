@@ -168,8 +168,8 @@ def gc(
         age = None if older_than is None else _duration(older_than, "--older-than")
         if keep:
             inventory = take_inventory(store)
-            kinds = {item.artifact.kind for item in inventory.artifacts.values()}
-            kept = tuple(text if text in kinds else inventory.locate(text).id for text in keep)
+            # A kind that nothing is of yet is kept all the same.
+            kept = tuple(text if "/" not in text else inventory.locate(text).id for text in keep)
         else:
             kept = ()
         rules = Rules(keep_reports=keep_reports, older_than=age, keep=kept, replies=replies)

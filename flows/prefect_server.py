@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from saeinterp.errors import ArtifactError
+from saeinterp.errors import ArtifactError, ConfigError
 
 FILE = "server.env"
 NAME = "saeinterp"
@@ -37,9 +37,12 @@ def access(home: Path, *, host: str, port: int) -> Access:
         ArtifactError: Others can read the file.
     """
     file = home / FILE
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/api"
+    named = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    url = f"http://{named}:{port}/api"
     known = read_access(file)
-    password = known.get("PREFECT_SERVER_API_AUTH_STRING") or f"{NAME}:{secrets.token_urlsafe(24)}"
+    password = known.get("PREFECT_SERVER_API_AUTH_STRING")
+    if not password or password != known.get("PREFECT_API_AUTH_STRING"):  # either was deleted, to get another
+        password = f"{NAME}:{secrets.token_urlsafe(24)}"
     lines = {
         "PREFECT_API_URL": url,
         "PREFECT_API_AUTH_STRING": password,
@@ -102,11 +105,18 @@ def become_worker(home: Path, *, pool: str, configured: bool) -> None:
 
     Raises:
         ArtifactError: Others can read the server's password.
+        ConfigError: There is no server to ask for work.
     """
     os.umask(OPEN)
     temporary = home / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     client = {} if configured else read_access(home / FILE)
+    if not configured and "PREFECT_API_URL" not in client:
+        raise ConfigError(
+            "no server is configured",
+            field="PREFECT_API_URL",
+            next_step="start one here (saeinterp ops server), or set PREFECT_API_URL and PREFECT_API_AUTH_STRING",
+        )
     environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
     environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
     _become(["worker", "start", "--pool", pool], environment)

@@ -71,6 +71,14 @@ class Servers:
             LLMError: The server does not come up.
         """
         key = server_key(llm)
+        if key is None and llm.provider == "in-process" and slot_names() and not is_planning():
+            # These tasks take a card, which a server that is up may hold: it gives it back first, and none starts
+            # before they have ended.
+            wait_for(self._using)
+            self._stop()
+            pending = submit(llm)
+            self._after += pending.values()
+            return pending
         if key is None or is_planning() or not needed():
             return submit(llm)
         if self._server is None or key != self._key or self._server.failure(patience=_PATIENCE) is not None:

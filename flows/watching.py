@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
+from prefect.exceptions import PrefectHTTPStatusError
 from rich.console import Console
 
 from flows.terminal import ServerError
@@ -59,6 +60,10 @@ class Watch:
                     time.sleep(INTERVAL)  # the last log lines are on their way
                 self._look(run)
             except httpx.TransportError as error:
+                lost = self._wait_for_server(lost, error)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code < 500:  # else it is restarting, or a proxy finds it away
+                    raise
                 lost = self._wait_for_server(lost, error)
             else:
                 lost = None

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -486,6 +486,18 @@ def _fsync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def _lock(handle: IO[str]) -> None:
+    """Take the lock; a clean-up that only looks whether it is held has it for a moment."""
+    for last in (False, False, False, True):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if last:
+                raise
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def _work_folder(path: Path) -> Iterator[Path]:
     """A folder that survives a kill, held by at most one process.
@@ -496,7 +508,7 @@ def _work_folder(path: Path) -> Iterator[Path]:
     path.mkdir(parents=True, exist_ok=True)
     with (path.parent / f"{path.name}.lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             private = path.with_name(f"{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
             private.mkdir()

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
+from saeinterp.errors import ArtifactError
+
 log = logging.getLogger(__name__)
 
 FOLDER = ".using"
@@ -51,12 +53,23 @@ def hold(root: Path, folders: Iterable[str]) -> None:
 
 
 def held(root: Path) -> set[str]:
-    """What running processes use."""
+    """What running processes use.
+
+    Raises:
+        ArtifactError: Another user's process uses something, and its file may not be read.
+    """
     found: set[str] = set()
     for path in (root / FOLDER).glob("*-*"):
         with contextlib.suppress(FileNotFoundError):
             if not _abandoned(path):
-                found.update(path.read_text(encoding="utf-8").split("\n"))
+                try:
+                    found.update(path.read_text(encoding="utf-8").split("\n"))
+                except PermissionError as error:
+                    raise ArtifactError(
+                        "cannot see what another user's process uses",
+                        got=str(path),
+                        next_step="ask that user to run this, or to allow it: chmod a+r on the file",
+                    ) from error
     return found - {""}
 
 
@@ -74,7 +87,8 @@ def locked(path: Path) -> bool:
     """Whether a running process has the lock of a file; a file system without locks counts as yes."""
     try:
         with path.open("r+") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared, so that two who look do not take each other for a holder.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
@@ -91,6 +105,7 @@ def _abandoned(path: Path) -> bool:
 def _open(root: Path) -> tuple[int, IO[str], set[str]]:
     path = root / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     handle = path.open("x", encoding="utf-8")
+    os.fchmod(handle.fileno(), 0o644)  # ids alone: whoever may enter the root may know them
     fcntl.flock(handle, fcntl.LOCK_EX)
     _FILES[root] = (os.getpid(), handle, set())
     while len(_FILES) > _MOST_ROOTS:

@@ -7,6 +7,7 @@ listed as fast as its manifests are read.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,12 +83,17 @@ class Inventory:
         )
 
 
+_OURS = re.compile(r".+-[0-9a-f]{8}")
+
+
 def take_inventory(store: ArtifactStore) -> Inventory:
-    """Read every manifest below the root; folders without one are none of ours."""
+    """Read every manifest below the root; folders without one, or named otherwise than `<name>-<recipe8>`, are none of
+    ours.
+    """
     return Inventory(
         _read(store, path.parent)
         for path in sorted(store.root.glob(f"*/*/{MANIFEST}"))
-        if not path.relative_to(store.root).parts[0].startswith(".")
+        if not path.relative_to(store.root).parts[0].startswith(".") and _OURS.fullmatch(path.parent.name)
     )
 
 

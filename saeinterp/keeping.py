@@ -29,6 +29,7 @@ GRACE = timedelta(days=1)
 """How long what nothing needs yet is left for an interrupted run to go on with."""
 _TRASH = ".trash"
 _PRIVATE = re.compile(r"-[0-9a-f]{8}-(\d+)-[0-9a-f]{8}$")  # a work folder of a second run of one recipe
+_REPLIES = re.compile(r"(.+)-(\d+)-[0-9a-f]+")  # host, process, a name of its own; other files there are the user's
 
 
 class Removal(NamedTuple):
@@ -179,8 +180,9 @@ def _left_over(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
             yield from old(path, "half-written on another host")
         elif not process_alive(int(tail.split("-")[0])):
             yield Removal(path, path.relative_to(store.root).as_posix(), _tree(path)[0], "half-written")
+    using = held(store.root)  # by tasks that have not begun, too: they wait for a card or for their turn
     for path in sorted((store.root / ".work").glob("*/*")):
-        if path.is_dir():
+        if path.is_dir() and path.relative_to(store.root / ".work").as_posix() not in using:
             private = _PRIVATE.search(path.name)
             running = process_alive(int(private[1])) if private else locked(path.with_name(f"{path.name}.lock"))
             yield from () if running else old(path, "of an interrupted step that nobody went on with")
@@ -190,8 +192,8 @@ def _left_over(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
         yield from old(path, "damaged, was made again")
     if rules.replies:
         for path in sorted((store.root / "llm-cache").glob("*.jsonl")):
-            host, pid, _ = path.stem.rsplit("-", 2)
-            if host != socket.gethostname() or not process_alive(int(pid)):
+            match = _REPLIES.fullmatch(path.stem)
+            if match and (match[1] != socket.gethostname() or not process_alive(int(match[2]))):
                 yield from old(path, "stored replies")
 
 

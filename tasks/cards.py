@@ -164,6 +164,8 @@ def slot_names() -> list[str]:
     Raises:
         ConfigError: The setting cannot be read.
     """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # this process was told to see no card
+        return []
     text = os.environ.get(SLOTS, "").strip()
     match = re.fullmatch(r"(?:([A-Za-z0-9_-]+):)?(\d+)", text)
     if text and not match:
@@ -173,7 +175,7 @@ def slot_names() -> list[str]:
 
 def _choices(need: Need, slots: Sequence[str]) -> list[tuple[int, ...]]:
     """The sets of cards that would do."""
-    wanted = max([need.number, *(number + 1 for number in need.named)])
+    wanted = max(number + 1 for number in need.named) if need.named else need.number
     if wanted > len(slots):
         raise ConfigError(
             f"{wanted} cards are needed" if not need.named else f"card {wanted - 1} has no slot",

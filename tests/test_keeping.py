@@ -17,6 +17,7 @@ import pytest
 
 from saeinterp.artifacts import MANIFEST, ArtifactStore
 from saeinterp.errors import ArtifactError, ConfigError
+from saeinterp.holding import hold
 from saeinterp.inventory import take_inventory
 from saeinterp.keeping import Rules, plan_clean_up, plan_removal, remove
 
@@ -254,6 +255,33 @@ def test_an_artifact_root_is_the_users_alone(store: ArtifactStore, ids: dict[str
     with start(store) as process:
         process.communicate()
     assert store.root.stat().st_mode & 0o777 == 0o755  # whoever made it decided
+
+
+def test_folders_of_other_programs_are_none_of_ours(store: ArtifactStore, ids: dict[str, str]) -> None:
+    """`./runs` is a common name, and so is `manifest.json`."""
+    folder = store.root / "webapp" / "dist"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    assert not any("webapp" in name for name in names(store) | going(store, NOW))
+
+
+def test_the_checkpoint_of_a_task_that_waits_for_its_turn_stays(store: ArtifactStore, ids: dict[str, str]) -> None:
+    """It has written down what it is about to make, and has not begun."""
+    work = store.root / ".work" / "sae" / "layers.9-1a2b3c4d"
+    work.mkdir(parents=True)
+    (work / "step.safetensors").write_text("state")
+    assert ".work/sae/layers.9-1a2b3c4d" in going(store, NOW)
+    hold(store.root, ["sae/layers.9-1a2b3c4d"])
+    assert ".work/sae/layers.9-1a2b3c4d" not in going(store, NOW)
+
+
+def test_files_of_replies_that_are_not_ours_are_left_alone(store: ArtifactStore, ids: dict[str, str]) -> None:
+    folder = store.root / "llm-cache"
+    folder.mkdir(exist_ok=True)
+    for name in ("merged.jsonl", "a-b-c.jsonl", "host-12-0a1b2c3d.jsonl"):
+        (folder / name).write_text("{}\n")
+    rules = Rules(older_than=timedelta(0), keep_reports=100, replies=True)
+    assert {name for name in going(store, rules) if "llm-cache" in name} == {"llm-cache/host-12-0a1b2c3d.jsonl"}
 
 
 def _age(store: ArtifactStore, name: str, *, hours: float) -> None:

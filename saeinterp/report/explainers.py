@@ -150,6 +150,8 @@ def _against_controls(data: ExplainerComparison) -> str | None:
     ):
         found: dict[str, list[str]] = {"higher than": [], "lower than": [], "not detectably different from": []}
         for control, test in tests:
+            if control == title:  # an explainer that is a control itself
+                continue
             p = test.p_value if test.p_holm is None else test.p_holm
             differs = p is not None and p < data.alpha
             word = (
@@ -160,8 +162,8 @@ def _against_controls(data: ExplainerComparison) -> str | None:
                 else "lower than"
             )
             found[word].append(control)
-        parts = [f"{word} {listing(controls)}" for word, controls in found.items() if controls]
-        said.append(f"{title} is {', '.join(parts)}")
+        if parts := [f"{word} {listing(controls)}" for word, controls in found.items() if controls]:
+            said.append(f"{title} is {', '.join(parts)}")
     return f"Beside the controls, by tests adjusted over all of them: {'; '.join(said)}."
 
 

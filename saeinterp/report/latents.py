@@ -199,7 +199,7 @@ def _bands(examples: pl.DataFrame) -> pl.DataFrame:
 
     scored = examples.filter(pl.col("role") == "score")
     groups = (
-        scored.with_columns(peak=pl.col("activations").list.max())
+        scored.with_columns(peak=pl.col("activations").list.eval(pl.element().abs()).list.max())
         .group_by([*KEY, "kind", "quantile"])
         .agg(low=pl.col("peak").min(), high=pl.col("peak").max())
     )

@@ -76,6 +76,11 @@ def adjusted(section: ExplainerSection, pairs: PairsSection) -> ExplainerSection
             "sentence": pair.sentence,
             "rows": rows,
             "families": (*pairs.families, *within),
+            # Against controls the ranking has every test, adjusted over all explainers.
+            "against": None,
+            "controls": tuple(
+                control.model_copy(update={"p_holm_a": None, "p_holm_b": None}) for control in section.controls
+            ),
         }
     )
 

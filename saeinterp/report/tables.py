@@ -83,3 +83,27 @@ def plain_latents(latents: Mapping[str, list[Any]], limit: int) -> list[dict[str
         }
         for index in range(min(len(latents["id"]), limit))
     ]
+
+
+def rows_of_latents(
+    tables: Path, name: str, latents: Mapping[str, list[Any]], indices: Sequence[int]
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The rows of a table that belong to some latents, in the table's order."""
+    import polars as pl
+
+    path = tables / f"{name}.parquet"
+    if not path.exists():
+        return {}
+    wanted = pl.DataFrame(
+        {
+            "hookpoint": [latents["hookpoint"][index] for index in indices],
+            "latent": [latents["latent"][index] for index in indices],
+        }
+    )
+    scan: pl.LazyFrame = pl.scan_parquet(path)
+    keys = wanted.lazy().cast({"latent": scan.collect_schema()["latent"]})
+    frame = scan.join(keys, on=["hookpoint", "latent"], how="semi", maintain_order="left").collect()
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in frame.iter_rows(named=True):
+        found.setdefault((row["hookpoint"], row["latent"]), []).append(row)
+    return found

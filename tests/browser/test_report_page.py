@@ -250,6 +250,20 @@ def test_columns_sort_by_keyboard(visit: Visit) -> None:
     expect(column).to_have_attribute("aria-sort", "descending")
 
 
+def test_plots_stay_and_keep_their_filter_when_the_window_changes(visit: Visit) -> None:
+    visit.scroll_through()
+    page = visit.page
+    page.get_by_role("button", name="Failed (3)").click()
+    faded = page.locator('#plot-scatter .point[style*="opacity: 0.12"]')
+    expect(faded).not_to_have_count(0)
+    for width in (700, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(600)
+        expect(page.locator("#plots .main-svg").first).to_be_visible()
+        assert page.locator("#plots figure:not(:has(.main-svg))").count() == 0
+        expect(faded).not_to_have_count(0)
+
+
 def test_nothing_offers_to_send_a_plot_anywhere(visit: Visit) -> None:
     visit.scroll_through()
     visit.page.locator("#plot-scatter").hover()

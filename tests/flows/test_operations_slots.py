@@ -10,7 +10,7 @@ from operations import TERMINAL, Operations
 
 from saeinterp.config import LaunchConfig, Placement
 from saeinterp.errors import ConfigError
-from tasks.cards import SLOTS, Cards, Need, cards, slot_names
+from tasks.cards import SLOTS, Cards, Need, _choices, cards, slot_names
 
 slow = pytest.mark.slow
 
@@ -78,6 +78,14 @@ def test_the_setting_names_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SLOTS, "two")
     with pytest.raises(ConfigError, match="a number of cards"):
         slot_names()
+    monkeypatch.setenv(SLOTS, "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as runs of the small pool have it
+    assert slot_names() == []
+
+
+def test_several_processes_on_one_named_card_need_that_card_alone() -> None:
+    assert _choices(Need(number=4, named=(0,)), ["gpu-0", "gpu-1"]) == [(0,)]
+    assert _choices(Need(number=1), ["gpu-0", "gpu-1"]) == [(0,), (1,)]
 
 
 @slow

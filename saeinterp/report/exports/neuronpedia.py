@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from saeinterp.errors import ConfigError, DataError
 from saeinterp.report.explainer_results import ExplainerSection
 from saeinterp.report.stored import read_results
-from saeinterp.report.tables import read_table
+from saeinterp.report.tables import read_table, rows_of_latents
 
 BATCH = 1024
 """Features in a file, as its exporter has it."""
@@ -77,11 +77,10 @@ def write_neuronpedia(folder: Path, out: Path, *, target: Target, sides: Sequenc
                 got=value,
                 expected="letters, digits, . _ -",
             )
-    latents, examples = (read_table(folder / "tables", name) for name in ("latents", "examples"))
+    latents = read_table(folder / "tables", "latents")
     if latents is None:
         raise DataError("the report holds no latents", field=str(folder), next_step="give a report of explainers")
     sources = _sources(list(dict.fromkeys(latents["hookpoint"])), target)
-    peaks = _activations(examples, sources, target)
     titles: dict[str, str] = {side.key: side.title for side in section.sides}
     files: list[Path] = []
     counts = dict.fromkeys(("features", "explanations", "activations"), 0)
@@ -90,6 +89,8 @@ def write_neuronpedia(folder: Path, out: Path, *, target: Target, sides: Sequenc
         chosen.sort(key=lambda index: latents["latent"][index])
         for number, start in enumerate(range(0, len(chosen), BATCH)):
             batch = chosen[start : start + BATCH]
+            # A batch at a time: the examples of all latents can be more than fit into memory.
+            peaks = _activations(rows_of_latents(folder / "tables", "examples", latents, batch), sources, target)
             tables: dict[str, list[Row]] = {
                 "features": [_feature(latents, index, source, target, peaks) for index in batch],
                 "explanations": [
@@ -137,7 +138,15 @@ def _sources(hookpoints: Sequence[str], target: Target) -> dict[str, str]:
                 got=name,
                 expected="layers.N",
             )
-        found[name] = f"{block[1]}-{target.source_set}"
+        source = f"{block[1]}-{target.source_set}"
+        if source in found.values():
+            raise ConfigError(
+                "is the second hookpoint of its layer, and both would be one source",
+                field="hookpoint",
+                got=name,
+                expected="one hookpoint per layer",
+            )
+        found[name] = source
     return found
 
 
@@ -179,14 +188,13 @@ def _explanation(
 
 
 def _activations(
-    examples: Mapping[str, list[Any]] | None, sources: Mapping[str, str], target: Target
+    examples: Mapping[tuple[str, int], Sequence[Row]], sources: Mapping[str, str], target: Target
 ) -> dict[tuple[str, int], list[Row]]:
     """(Hookpoint, latent) -> its examples in which it fires, strongest first."""
     found: dict[tuple[str, int], list[Row]] = {}
-    for values in zip(*examples.values()) if examples is not None else ():
-        row = dict(zip(examples or {}, values))
+    for row in (row for rows in examples.values() for row in rows):
         strengths = [float(value) for value in row["activations"]]
-        if not strengths or max(strengths) <= 0 or row["hookpoint"] not in sources:
+        if not any(strengths):
             continue
         source, latent = sources[row["hookpoint"]], str(row["latent"])
         item: Row = {

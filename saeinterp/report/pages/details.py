@@ -16,10 +16,10 @@ from saeinterp.report.format import Style, number, plural, visible
 from saeinterp.report.pages.payload import Columns, joined
 from saeinterp.report.pages.profiles import profile_page, spaced
 from saeinterp.report.results import ProfileFacts
-from saeinterp.report.tables import MEASURES
+from saeinterp.report.tables import MEASURES, rows_of_latents
 
 if TYPE_CHECKING:
-    import polars as pl
+    pass
 
 INSIDE = 512
 """Latents whose pages lie in `report.html`."""
@@ -126,9 +126,9 @@ class Pages:
         return in_batches(groups, self._make)
 
     def _make(self, indices: Sequence[int]) -> dict[int, Detail]:
-        examples = _of_latents(self._tables, "examples", self._latents, indices)
-        profiles = _of_latents(self._tables, "profiles", self._latents, indices)
-        others = _of_latents(self._tables, "explainers", self._latents, indices) if self._pairs is not None else {}
+        examples = rows_of_latents(self._tables, "examples", self._latents, indices)
+        profiles = rows_of_latents(self._tables, "profiles", self._latents, indices)
+        others = rows_of_latents(self._tables, "explainers", self._latents, indices) if self._pairs is not None else {}
         made = {}
         for index in indices:
             key = (self._latents["hookpoint"][index], self._latents["latent"][index])
@@ -191,34 +191,10 @@ class Pages:
         ]
 
 
-def _of_latents(
-    tables: Path, name: str, latents: Columns, indices: Sequence[int]
-) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """The rows of a table that belong to some latents, in the table's order."""
-    import polars as pl
-
-    path = tables / f"{name}.parquet"
-    if not path.exists():
-        return {}
-    wanted = pl.DataFrame(
-        {
-            "hookpoint": [latents["hookpoint"][index] for index in indices],
-            "latent": [latents["latent"][index] for index in indices],
-        }
-    )
-    scan: pl.LazyFrame = pl.scan_parquet(path)
-    keys = wanted.lazy().cast({"latent": scan.collect_schema()["latent"]})
-    frame = scan.join(keys, on=["hookpoint", "latent"], how="semi", maintain_order="left").collect()
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in frame.iter_rows(named=True):
-        found.setdefault((row["hookpoint"], row["latent"]), []).append(row)
-    return found
-
-
 def _examples(rows: Sequence[Mapping[str, Any]]) -> Detail:
     """Scored examples with both verdicts, and those shown to the explainers."""
     found: Detail = {"score": [], "explain": []}
-    top = max((value for row in rows for value in row["activations"]), default=0.0)
+    top = max((abs(value) for row in rows for value in row["activations"]), default=0.0)
     for row in rows:
         found[row["role"]].append(_example(row, top))
     found["legend"] = f"Marked tokens: the stronger the activation, the darker, up to {number(top, 'plain')}."
@@ -230,9 +206,9 @@ def _example(row: Mapping[str, Any], top: float) -> Detail:
     example: Detail = {
         "tokens": [visible(token) for token in row["tokens"]],
         # Ten steps up to the latent's strongest, as the explainer was shown them.
-        "levels": [max(1, round(10 * value / top)) if value > 0 else 0 for value in activations],
-        "shown": [number(value, "plain") if value > 0 else "" for value in activations],
-        "fires": any(value > 0 for value in activations),
+        "levels": [max(1, round(10 * abs(value) / top)) if value else 0 for value in activations],
+        "shown": [number(value, "plain") if value else "" for value in activations],
+        "fires": any(activations),
         "place": f"document {number(row['doc_id'], 'count')}",
     }
     if row["role"] == "score":

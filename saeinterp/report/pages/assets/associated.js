@@ -133,7 +133,10 @@ function tokenField(show) {
     const place = data.places.get(token);
     if (token !== field.value) field.value = token;
     if (token && place === undefined) {
-      byId("associated-count").textContent = `No latent of this table goes with ${token}`;
+      await show(null);
+      clear.hidden = false;
+      /* After the table has said how many rows it shows. */
+      requestAnimationFrame(() => requestAnimationFrame(() => { byId("associated-count").textContent = `No latent of this table goes with ${token}`; }));
       return;
     }
     clear.hidden = !token;

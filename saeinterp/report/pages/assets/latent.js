@@ -126,7 +126,7 @@ function explainedLatents(data, page) {
   }
 
   function otherLabels(others) {
-    const cells = others.map((item) => element("tr", {}, element("th", { scope: "row" }, `${item.key.toUpperCase()}: ${item.title}`), element("td", { dir: "auto" }, item.label ?? "no explanation"), element("td", { class: "r" }, item.value)));
+    const cells = others.map((item) => element("tr", {}, element("th", { scope: "row" }, item.title), element("td", { dir: "auto" }, item.label ?? "no explanation"), element("td", { class: "r" }, item.value)));
     return element("section", {}, element("h3", {}, "Other explainers"), element("div", { class: "card scroll" }, element("table", {}, element("tbody", {}, ...cells))));
   }
 

@@ -38,7 +38,7 @@ function draw(figure, holder, latents) {
   const merged = { ...figure.layout, ...layout, legend: { ...figure.layout.legend } };
   for (const name of ["xaxis", "yaxis"]) merged[name] = { ...figure.layout[name], ...axis };
   merged.shapes = (figure.layout.shapes ?? []).map((shape) => ({ ...shape, line: { ...shape.line, color: line } }));
-  holder.replaceChildren();
+  holder.querySelector(":scope > .loading")?.remove();
   return Plotly.react(holder, data, merged, { responsive: true, displayModeBar: false });
 }
 
@@ -53,8 +53,8 @@ function makePlots(figures, latents, openers) {
     loading ??= library("lib-plotly");
     if (!(await loading) || drawn.has(holder)) return;
     const figure = holders.get(holder);
-    await draw(figure, holder, latents);
     drawn.add(holder);
+    await draw(figure, holder, latents);
     const open = openers[figure.linked ? "linked" : figure.opens];
     if (open) {
       holder.on("plotly_click", (event) => {
@@ -84,7 +84,11 @@ function makePlots(figures, latents, openers) {
   }, { rootMargin: "600px" });
   holders.forEach((_figure, holder) => watcher.observe(holder));
   const scheme = matchMedia("(prefers-color-scheme: dark)");
-  const again = () => drawn.forEach((holder) => draw(holders.get(holder), holder, latents));
+  const again = () => drawn.forEach(async (holder) => {
+    const figure = holders.get(holder);
+    await draw(figure, holder, latents);
+    if (figure.linked) dim(holder, figure);
+  });
   scheme.addEventListener("change", again);
   /* Plotly fits a plot to a new width, but not its legend. */
   let wait = null;
