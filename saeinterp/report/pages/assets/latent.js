@@ -138,9 +138,9 @@ function explainedLatents(data, page) {
     const parts = [lead];
     if (detail?.profile?.dead) parts.push(element("p", { class: "banner note" }, detail.profile.dead));
     parts.push(element("div", { class: "pair" }, ...data.sides.map((side) => sideCard(side, index, detail))));
-    parts.push(scoreTable(index, detail));
     if (detail?.others?.length) parts.push(otherLabels(detail.others));
     const main = detail ? exampleParts(detail) : [element("p", { class: "quiet" }, problem ?? data.left_out ?? "There is nothing more to show of this latent.")];
+    main.unshift(scoreTable(index, detail));
     if (detail && !detail.score.length) main.push(element("p", { class: "quiet" }, "It was not scored, so there are no verdicts."));
     const side = detail?.profile ? profilePanels(detail.profile, (id) => rows.get(id), open) : [];
     parts.push(side.length ? element("div", { class: "columns" }, element("div", {}, ...main), element("div", { class: "side" }, ...side)) : element("div", {}, ...main));
