@@ -47,28 +47,28 @@ def stored(server: str, prefix: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_report_is_a_summary_tables_and_a_link(server: str, reports: dict[str, Artifact]) -> None:
-    publish_report(reports["whole"], key="compare-explainers")
-    found = stored(server, "compare-explainers-")
+    publish_report(reports["whole"], key="published-whole")  # a key that no flow of this server uses
+    found = stored(server, "published-whole-")
     assert {key: item["type"] for key, item in found.items()} == {
-        "compare-explainers-summary": "markdown",
-        "compare-explainers-report": "markdown",
-        "compare-explainers-metrics": "table",
-        "compare-explainers-layers": "table",
+        "published-whole-summary": "markdown",
+        "published-whole-report": "markdown",
+        "published-whole-metrics": "table",
+        "published-whole-layers": "table",
     }
     for key, item in found.items():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", key)
         assert len(json.dumps(item["data"]).encode()) < 100_000
         assert isinstance(json.loads(item["data"]) if item["type"] == "table" else item["data"], (list, str))
-    summary = found["compare-explainers-summary"]["data"]
+    summary = found["published-whole-summary"]["data"]
     assert "30 steps failed" in summary
     assert "show no detectable difference" in summary
     assert str(reports["whole"].path / "report.html") in summary
-    assert reports["whole"].path.as_uri() in found["compare-explainers-report"]["data"]
+    assert reports["whole"].path.as_uri() in found["published-whole-report"]["data"]
     assert "By latent" not in summary
     for item in found.values():
         assert "<script" not in item["data"]
         assert "\x00" not in item["data"]
-    rows = json.loads(found["compare-explainers-layers"]["data"])
+    rows = json.loads(found["published-whole-layers"]["data"])
     assert [row["model"] for row in rows] == ["subject", "random weights"]
 
 
