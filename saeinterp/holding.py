@@ -105,7 +105,6 @@ def _abandoned(path: Path) -> bool:
 def _open(root: Path) -> tuple[int, IO[str], set[str]]:
     path = root / FOLDER / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     handle = path.open("x", encoding="utf-8")
-    os.fchmod(handle.fileno(), 0o644)  # ids alone: whoever may enter the root may know them
     fcntl.flock(handle, fcntl.LOCK_EX)
     _FILES[root] = (os.getpid(), handle, set())
     while len(_FILES) > _MOST_ROOTS:

@@ -20,7 +20,13 @@ pytestmark = pytest.mark.slow
 def start(config: Path, root: Path, url: str) -> subprocess.Popen[bytes]:
     env = {**os.environ, "PREFECT_API_URL": url, "OPENAI_API_KEY": "sk-planted-secret"}
     command = [sys.executable, "-m", "flows.cli", "run", "compare-explainers", "-c", str(config), "--root", str(root)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log_of(root).open("ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+
+
+def log_of(root: Path) -> Path:
+    """What the runs below a root have printed."""
+    return root.with_name(f"{root.name}.log")
 
 
 def checksums(root: Path) -> dict[str, dict[str, str]]:
@@ -81,5 +87,5 @@ def test_two_people_running_one_recipe_at_once_both_end_well(
     reference: tuple[dict, float], planted_config: Path, prefect_url: str, tmp_path: Path
 ) -> None:
     both = [start(planted_config, tmp_path, prefect_url) for _ in range(2)]
-    assert [process.wait(timeout=280) for process in both] == [0, 0]
+    assert [process.wait(timeout=280) for process in both] == [0, 0], log_of(tmp_path).read_text()[-20_000:]
     assert checksums(tmp_path) == reference[0]
