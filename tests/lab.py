@@ -138,6 +138,8 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Background jobs of scripts, as suites in lanes are, begin with this signal ignored, and hand that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
