@@ -505,7 +505,7 @@ def _work_folder(path: Path) -> Iterator[Path]:
     The kernel drops the lock when its holder dies, so nothing can hang on a dead run. A second run of the
     same recipe that finds it held works in a folder of its own; results are equal either way.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f"{path.name}.lock").open("w") as handle:
         try:
             _lock(handle)
@@ -517,6 +517,7 @@ def _work_folder(path: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(private, ignore_errors=True)
             return
+        path.mkdir(exist_ok=True)  # only now: who held the lock before may have removed it when it was done
         yield path
 
 

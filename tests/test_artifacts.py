@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -180,3 +182,23 @@ def test_times_and_hosts_stay_out_of_checksums(store: ArtifactStore, tmp_path: P
 def test_nan_never_reaches_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range"):
         write_json(tmp_path / "x.json", {"value": float("nan")})
+
+
+def test_a_run_that_waited_for_another_has_a_work_folder_all_the_same(store: ArtifactStore) -> None:
+    """The other one removes the folder when it is done, just before its lock goes."""
+    folder = store.root / ".work" / recipe(a=1).folder
+    folder.mkdir(parents=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        done: list[Artifact] = []
+
+        def write(space: Workspace) -> None:
+            (space.work / "checkpoint").write_text("state")
+            (space.out / "data.txt").write_text("made")
+
+        waiting = threading.Thread(target=lambda: done.append(store.build(recipe(a=1), write)))
+        waiting.start()
+        time.sleep(0.07)  # it has tried once
+        folder.rmdir()
+    waiting.join(timeout=30)
+    assert [item.counts() for item in done] == [{}]
