@@ -6,13 +6,14 @@ TRAINING_FLOWS := tests/flows/test_train_saes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
-KILLS := tests/flows/test_operations_kills.py tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
+KILLS := tests/flows/test_operations_kills.py
+RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -42,7 +43,10 @@ test-serving: .venv/.installed ## servers that a run starts and stops, killed at
 test-operations: .venv/.installed ## a Prefect server with a password, its workers, and runs started from another folder
 	$(RUN) -m pytest -m slow $(OPERATIONS)
 
-test-kills: .venv/.installed ## a server, a worker, runs and their processes killed, cancelled and retried; slots; secrets
+test-retries: .venv/.installed ## failed layers retried on a server and a worker; slots; secrets
+	$(RUN) -m pytest -m slow $(RETRIES)
+
+test-kills: .venv/.installed ## a server, a worker, runs and their processes killed and cancelled in the middle
 	$(RUN) -m pytest -m slow $(KILLS)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model

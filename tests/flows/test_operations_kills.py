@@ -38,7 +38,7 @@ ENTRYPOINT = "flows/train_saes.py:train_saes"
 @pytest.fixture(scope="module")
 def training(tiny_training: dict[str, Any]) -> dict[str, Any]:
     """Two layers at once, long enough to have a middle."""
-    settings = {**tiny_training["training"], "epochs": 8, "checkpoint_seconds": 0.2}
+    settings = {**tiny_training["training"], "epochs": 24, "checkpoint_seconds": 0.2}
     return {**tiny_training, "capture": {"hookpoints": ["layers.0", "layers.1"]}, "training": settings}
 
 
