@@ -64,7 +64,7 @@ class TestBucket:
         self.client = boto3.client("s3", endpoint_url=server)
         self.client.create_bucket(Bucket=name)
 
-    def keys(self) -> list[str]:
+    def listed(self) -> list[str]:
         """Keys below the prefix, without what a store writes to try the bucket."""
         found = self.client.list_objects_v2(Bucket=self.name, Prefix="runs/").get("Contents", [])
         keys = [item["Key"].removeprefix("runs/") for item in found]
@@ -133,7 +133,7 @@ class Proxy:
                 if self.command != "HEAD":
                     self.wfile.write(data)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -39,6 +40,7 @@ _REFUSED = ".refused"
 _AT_ONCE = 8
 _SPARE_BYTES = 10**9  # of the disk, left to others
 _PROBE = "saeinterp.json"
+_PAYLOAD = re.compile(r"(([^/]+/[^/]+-[0-9a-f]{8})/[0-9a-f]{16})/.")
 
 
 class Remains(NamedTuple):
@@ -202,10 +204,10 @@ class Mirror:
         sent = [(entry.key, entry.bytes, entry.modified) for entry in self.bucket.entries()]
         sent += [(key, 0, begun) for key, _, begun in self.bucket.uploads()]
         for key, size, modified in sent:
-            parts = key.split("/")
-            if len(parts) < 4:
+            match = _PAYLOAD.match(key)
+            if match is None:  # a manifest, or not ours
                 continue
-            folder, prefix = "/".join(parts[:2]), "/".join(parts[:3])
+            folder, prefix = match[2], match[1]
             if folder not in named:
                 path = self.root / folder / MANIFEST
                 named[folder] = payload_prefix(folder, _manifest(path.read_bytes())) if path.exists() else ""

@@ -61,7 +61,7 @@ def test_what_one_machine_makes_another_finds_and_reads(machine: Machine, bucket
     assert payload(found) == payload(made) == FILES
     assert found.path.is_relative_to(tmp_path / "b")
     assert found.counts() == {"files": 2}
-    assert [key for key in bucket.keys() if key.endswith(MANIFEST)] == [f"{made.id}/{MANIFEST}"]
+    assert [key for key in bucket.listed() if key.endswith(MANIFEST)] == [f"{made.id}/{MANIFEST}"]
     assert json.loads(bucket.read(f"{made.id}/{MANIFEST}"))["recipe"] == recipe(a=1).hash
 
 
@@ -125,7 +125,7 @@ def test_of_two_writers_the_first_to_publish_wins_and_the_other_adopts_its_bytes
         first = machine("b").build(recipe(a=1), writer())
         second = build.publish()
     assert payload(second) == payload(first) == FILES
-    assert len([key for key in bucket.keys() if key.endswith("data.txt")]) == 1, "the loser's files are gone"
+    assert len([key for key in bucket.listed() if key.endswith("data.txt")]) == 1, "the loser's files are gone"
     found = machine("c").find(recipe(a=1))
     assert found is not None
     assert payload(found) == FILES
@@ -156,7 +156,7 @@ def test_two_processes_that_make_one_recipe_at_once_end_with_one_artifact(bucket
     assert [process.returncode for process in processes] == [0, 0]
     assert said[0] == said[1]
     assert said[0].strip() in {"by a 200000", "by b 200000"}
-    assert len(bucket.keys()) == 3
+    assert len(bucket.listed()) == 3
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "truncated", "missing"])
@@ -164,7 +164,7 @@ def test_a_damaged_object_is_refused_by_name_and_the_next_run_makes_it_again(
     machine: Machine, bucket: TestBucket, damage: str
 ) -> None:
     made = machine("a").build(recipe(a=1), writer())
-    (key,) = [key for key in bucket.keys() if key.endswith("data.txt")]
+    (key,) = [key for key in bucket.listed() if key.endswith("data.txt")]
     good = bucket.read(key)
     if damage == "missing":
         bucket.delete(key)
@@ -188,7 +188,7 @@ def test_a_damaged_object_is_refused_by_name_and_the_next_run_makes_it_again(
 
 def test_a_truncated_object_is_noticed_before_anybody_reads_it(machine: Machine, bucket: TestBucket) -> None:
     machine("a").build(recipe(a=1), writer())
-    (key,) = [key for key in bucket.keys() if key.endswith("data.txt")]
+    (key,) = [key for key in bucket.listed() if key.endswith("data.txt")]
     bucket.write(key, b"short")
     with pytest.raises(DamagedArtifactError, match=r"data\.txt has 5 bytes, its manifest says 800"):
         machine("b").find(recipe(a=1))
@@ -214,7 +214,7 @@ def test_a_local_copy_that_was_damaged_is_fetched_again(machine: Machine) -> Non
 def test_what_was_removed_from_the_bucket_is_not_there_any_more(machine: Machine, bucket: TestBucket) -> None:
     store = machine("a")
     made = store.build(recipe(a=1), writer())
-    for key in bucket.keys():
+    for key in bucket.listed():
         bucket.delete(key)
     assert store.find(recipe(a=1)) is None
     assert not made.place.exists()
