@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.terminal import BAD_USAGE, Root, err, guard, out, size_text
-from saeinterp.artifacts import TIMING, ArtifactStore
+from saeinterp.artifacts import TIMING, ArtifactStore, size_of
 from saeinterp.errors import ConfigError
 from saeinterp.holding import held
 from saeinterp.inventory import Inventory, Stored, take_inventory
@@ -26,7 +26,6 @@ app = typer.Typer(
 )
 
 _AGES = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 Ids = Annotated[
     list[str], typer.Argument(help="Id such as sae/layers.9-1a2b3c4d, or the path of its folder.", metavar="ID...")
@@ -66,7 +65,7 @@ def list_artifacts(
         if newer_than is not None:
             shown = [item for item in shown if _age(item) <= _duration(newer_than, "--newer-than")]
         if larger_than is not None:
-            shown = [item for item in shown if item.bytes > _size(larger_than)]
+            shown = [item for item in shown if item.bytes > size_of(larger_than, field="--larger-than")]
         order: dict[str, Callable[[Stored], Any]] = {
             "size": lambda item: (-item.bytes, item.id),
             "age": lambda item: (item.made, item.id),
@@ -85,7 +84,7 @@ def list_artifacts(
             rows.append((item.artifact.kind, name, size_text(item.bytes), _age_text(item), str(count or "–"), note))
         for line in _columns(rows, right=(2, 3, 4)):
             out.print(line, markup=False)
-        out.print(f"{len(shown)} artifacts, {size_text(sum(item.bytes for item in shown))}, below {store.root}")
+        out.print(f"{len(shown)} artifacts, {size_text(sum(item.bytes for item in shown))}, below {store.shown}")
 
     guard(work)
 
@@ -184,7 +183,7 @@ def _remove(store: ArtifactStore, plan: Callable[[], list[Removal]], *, dry_run:
         out.print(line, markup=False)
     total = _total(planned)
     if not planned or dry_run:
-        out.print(f"{total} would go, below {store.root}" if planned else f"Nothing to remove below {store.root}")
+        out.print(f"{total} would go, below {store.shown}" if planned else f"Nothing to remove below {store.shown}")
         return
     if not yes:
         if not sys.stdin.isatty():
@@ -192,7 +191,7 @@ def _remove(store: ArtifactStore, plan: Callable[[], list[Removal]], *, dry_run:
             raise typer.Exit(BAD_USAGE)
         typer.confirm(f"Remove {total} for good?", abort=True)
     removed = remove(store, planned, plan)
-    out.print(f"Removed {_total(removed)} below {store.root}")
+    out.print(f"Removed {_total(removed)} below {store.shown}")
     if len(removed) < len(planned):
         out.print(f"Left {len(planned) - len(removed)}: a run has begun to use them, or they had gone already.")
 
@@ -207,7 +206,7 @@ def _record(item: Stored, inventory: Inventory, using: set[str]) -> dict[str, An
     return {
         "id": item.id,
         "kind": item.artifact.kind,
-        "path": str(item.artifact.path),
+        "path": item.artifact.location,
         "bytes": item.bytes,
         "made": item.made.isoformat(),
         "inputs": list(item.inputs),
@@ -220,7 +219,7 @@ def _record(item: Stored, inventory: Inventory, using: set[str]) -> dict[str, An
 def _screen(item: Stored, manifest: dict[str, Any], inventory: Inventory, using: set[str]) -> Iterator[tuple[str, str]]:
     made = manifest["made"]
     yield "", item.id
-    yield "path", str(item.artifact.path)
+    yield "path", item.artifact.location
     yield "recipe", f"{manifest['recipe']}, version {manifest['version']}"
     yield "size", f"{size_text(item.bytes)} in {len(manifest['files'])} files"
     yield "made", f"{made['at']} on {made['host']} in {made['seconds']:,.1f} s"
@@ -239,7 +238,7 @@ def _screen(item: Stored, manifest: dict[str, Any], inventory: Inventory, using:
             yield "needed by", name
     for name, file in manifest["files"].items():
         yield "file", f"{name} {size_text(file['bytes'])}"
-    timing = item.artifact.path / TIMING
+    timing = item.artifact.place / TIMING
     if timing.exists():
         yield "file", f"{TIMING} {size_text(timing.stat().st_size)}, not in the checksums"
 
@@ -270,10 +269,3 @@ def _duration(text: str, option: str) -> timedelta:
     if not match:
         raise ConfigError("not an age", field=option, got=text, expected="30m, 12h, 30d or 4w")
     return int(match[1]) * _AGES[match[2]]
-
-
-def _size(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
-    if not match:
-        raise ConfigError("not a size", field="--larger-than", got=text, expected="500MB, 10GB or 1.5TB")
-    return float(match[1]) * _SIZES[match[2]]

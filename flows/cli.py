@@ -215,7 +215,7 @@ def _config(flow: str, source: str | None, overrides: list[str]) -> BaseModel:
         complain(error, BAD_USAGE)
 
 
-def _execute(name: str, source: str | None, overrides: list[str], root: Path | None) -> NoReturn:
+def _execute(name: str, source: str | None, overrides: list[str], root: str | None) -> NoReturn:
     settings = _config(name, source, overrides)
     prepare_environment(root)
     # Tracks layers worked on at once; read when the flow's task runner is made.

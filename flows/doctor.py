@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from flows.prefect_server import FILE as SERVER_FILE
 from saeinterp.artifacts import ArtifactStore
+from saeinterp.errors import SaeinterpError
 
 PACKAGES = (
     "torch",
@@ -30,6 +32,7 @@ PACKAGES = (
     "plotly",
     "openai",
 )
+_CONSISTENT = "use a server with read-after-write consistency, as S3 has"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -54,6 +57,7 @@ def examine(*, endpoints: list[str], store: ArtifactStore) -> Iterator[Finding]:
         _table_widget,
         _prefect,
         lambda: _privacy(store),
+        lambda: _bucket(store),
         lambda: _disk(store),
         *(lambda url=url: _endpoint(url) for url in endpoints),
     ]
@@ -245,19 +249,41 @@ def _others_may(path: Path) -> str:
     return " and ".join(word for word, bits in (("read", 0o044), ("write", 0o022)) if mode & bits)
 
 
+def _bucket(store: ArtifactStore) -> Iterator[Finding]:
+    """Whether the bucket lists, takes, gives and deletes."""
+    if store.mirror is None:
+        return
+    bucket, key = store.mirror.bucket, f".doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        next(bucket.entries(), None)
+        bucket.put(key, b"written by `saeinterp doctor`")
+        found = bucket.get(key)
+        bucket.delete([key])
+    except SaeinterpError as error:
+        yield Finding("problem", "object storage", f"{store.shown}: {error.problem}", error.next_step or "")
+        return
+    if found is None:
+        yield Finding(
+            "problem", "object storage", f"{store.shown}: what was written cannot be read at once", _CONSISTENT
+        )
+    else:
+        yield Finding("ok", "object storage", f"{store.shown} can be listed, read, written and cleaned")
+
+
 def _disk(store: ArtifactStore) -> Iterator[Finding]:
-    folder = store.root
+    folder, variable = store.root, "SAEINTERP_ROOT" if store.url is None else "SAEINTERP_CACHE"
+    subject = "artifacts" if store.url is None else "local mirror"
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         yield Finding(
-            "problem", "artifacts", f"{store.root} cannot be written", "set SAEINTERP_ROOT to a folder you may write to"
+            "problem", subject, f"{store.root} cannot be written", f"set {variable} to a folder you may write to"
         )
         return
     free = shutil.disk_usage(folder).free / 1e9
     level: Literal["ok", "warning", "problem"] = "ok" if free > 20 else "warning" if free > 3 else "problem"
-    remedy = "" if level == "ok" else "free space, or set SAEINTERP_ROOT to a larger disk"
-    yield Finding(level, "artifacts", f"{store.root}, {free:,.0f} GB free", remedy)
+    remedy = "" if level == "ok" else f"free space, or set {variable} to a larger disk"
+    yield Finding(level, subject, f"{store.root}, {free:,.0f} GB free", remedy)
 
 
 def _endpoint(url: str) -> Iterator[Finding]:

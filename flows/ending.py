@@ -102,6 +102,8 @@ def conclude(
     outcome = Outcome(report=str(report.path), failures=lines)
     logger = get_run_logger()
     logger.info("Report: %s", report.path / "report.html")
+    if report.url is not None:
+        logger.info("Anywhere else: saeinterp view %s --root %s", report.id, report.url)
     if lines:
         for line in lines:
             logger.error(line)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from saeinterp.artifacts import ArtifactStore
 
 
-def prepare_environment(root: Path | None = None) -> None:
+def prepare_environment(root: str | None = None) -> None:
     """Put them into the environment; what the user set wins."""
     if root is not None:
-        os.environ["SAEINTERP_ROOT"] = str(root)
+        os.environ["SAEINTERP_ROOT"] = root
     base = ArtifactStore().root
     os.environ.setdefault("PREFECT_RESULTS_LOCAL_STORAGE_PATH", str(base / ".prefect"))
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

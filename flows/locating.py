@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeinterp.artifacts import MANIFEST, ArtifactStore
+from saeinterp.artifacts import MANIFEST, ArtifactStore, open_artifact
 from saeinterp.errors import ConfigError
 
 
@@ -22,19 +22,28 @@ def locate(text: str, store: ArtifactStore, *, kinds: Sequence[str], what: str) 
     Raises:
         ConfigError: There is none.
     """
-    for place in (Path(text).expanduser(), store.root / text, *(store.root / kind / text for kind in kinds)):
-        if place.is_dir():
-            return place
-    known = [
-        path.parent.relative_to(store.root).as_posix()
-        for kind in kinds
-        for path in sorted(store.root.glob(f"{kind}/*/{MANIFEST}"))
-    ]
+    given = Path(text).expanduser()
+    if given.is_dir():
+        return _with_files(given)
+    there = store.folders()
+    for place in (store.root / text, *(store.root / kind / text for kind in kinds)):
+        if place.is_dir() and (place in there or store.url is None):
+            return _with_files(place)
+    known = [place.relative_to(store.root).as_posix() for place in there if place.parent.name in kinds]
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
     raise ConfigError(
         f"no such {what}",
         field="DIR",
         got=text,
-        expected=f"a folder, or an id below {store.root}" + (f" such as {' or '.join(near)}" if near else ""),
+        expected=f"a folder, or an id below {store.shown}" + (f" such as {' or '.join(near)}" if near else ""),
         next_step="check the path, or give the artifact folder with --root" if not near else None,
     )
+
+
+def _with_files(folder: Path) -> Path:
+    """The folder as given; what it mirrors is fetched from object storage first."""
+    if (folder / MANIFEST).is_file():
+        artifact = open_artifact(folder)
+        if artifact.url is not None:
+            return artifact.path
+    return folder

@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     """What the worker's machine is like; None keeps what the server has, and takes what is here for a new pool."""
 
     gpus: int | None
-    root: Path | None
+    root: str | None
     directory: Path | None
 
 
@@ -86,7 +86,7 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
         pool = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        environment = _environment(name, wanted.root or ArtifactStore().root, _cards(wanted))
+        environment = _environment(name, wanted.root or ArtifactStore().shown, _cards(wanted))
         _fill(template, environment, wanted.directory or Path.cwd())
         if not dry_run:
             client.create_work_pool(
@@ -110,9 +110,9 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
     return Item("would change" if dry_run else "changed", "work pool", name, _told(template))
 
 
-def _environment(pool: str, root: Path | None, gpus: int | None) -> dict[str, str]:
+def _environment(pool: str, root: str | None, gpus: int | None) -> dict[str, str]:
     """Variables of every run of a pool: where artifacts lie, how many cards have a slot, a step under way for each."""
-    values = {} if root is None else {"SAEINTERP_ROOT": str(root)}
+    values = {} if root is None else {"SAEINTERP_ROOT": root}
     if pool == "gpu" and gpus:
         values["SAEINTERP_GPU_SLOTS"] = str(gpus)
         if gpus > 2:  # the default

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.terminal import err, guard, out
+from saeinterp.artifacts import ArtifactStore
 
 app = typer.Typer(
     name="ops",
@@ -29,10 +30,11 @@ def setup(
         ),
     ] = None,
     root: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--root",
-            help="Artifact folder on the worker's machine; default is SAEINTERP_ROOT, else ./runs.",
+            help="Artifact folder on the worker's machine, or s3://bucket/prefix; "
+            "default is SAEINTERP_ROOT, else ./runs.",
             metavar="DIR",
             show_default=False,
         ),
@@ -58,7 +60,7 @@ def setup(
     def work() -> None:
         wanted = Wanted(
             gpus=gpus,
-            root=None if root is None else root.expanduser().absolute(),
+            root=None if root is None else ArtifactStore(root).shown,
             directory=None if directory is None else directory.expanduser().absolute(),
         )
         with connected() as client:

@@ -135,7 +135,7 @@ def print_plan(flow: Any, config: BaseModel, *, store: ArtifactStore, console: C
         console.print(f"to make: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}", markup=False)
     console.print(
         f"{len(todo)} of {len(plan.steps)} steps to do, about {_bytes(size)} of activations to write and "
-        f"{limit}{requests:,} LLM requests, below {store.root}",
+        f"{limit}{requests:,} LLM requests, below {store.shown}",
         markup=False,
     )
     if not plan.whole:

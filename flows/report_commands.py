@@ -238,7 +238,7 @@ def _model_card(places: list[Path], folder: Path, *, licence: str | None, reposi
     for place in places:
         artifact = open_artifact(place)
         found += _of_report(artifact) if artifact.kind == "report" else [artifact]
-    roots = {item.path.parent.parent for item in found}
+    roots = {item.place.parent.parent for item in found}
     store = ArtifactStore(roots.pop())
     if roots:
         raise ConfigError("the artifacts lie below different folders", field="DIR", expected="artifacts of one folder")
@@ -252,6 +252,6 @@ def _of_report(artifact: Artifact) -> list[Artifact]:
     """The SAEs, health and grades that a report was made from."""
     from saeinterp.report.rebuilding import stored_arguments
 
-    arguments = stored_arguments(artifact, ArtifactStore(artifact.path.parent.parent))
+    arguments = stored_arguments(artifact, ArtifactStore(artifact.place.parent.parent))
     parts = [arguments[name] for name in ("health", "saes")]
     return [*(item for part in parts for items in part.values() for item in items), *arguments["grades"].values()]

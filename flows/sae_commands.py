@@ -160,7 +160,7 @@ def _adopted(sae: FinishedSae, origin: str, files: Mapping[str, int]) -> Iterato
     """The screen of an SAE that was taken over."""
     summary, made = sae.summary, sae.manifest["made"]
     yield "", sae.artifact.id
-    yield "path", str(sae.artifact.path)
+    yield "path", str(sae.artifact.location)
     yield "hookpoint", summary["hookpoint"]
     yield "shape", _shape(summary)
     yield "weights", summary["weights"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
 import typer
@@ -18,8 +17,10 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Root = Annotated[
-    Path | None,
-    typer.Option("--root", help="Artifact folder; default is SAEINTERP_ROOT, else ./runs.", metavar="DIR"),
+    str | None,
+    typer.Option(
+        "--root", help="Artifact folder, or s3://bucket/prefix; default is SAEINTERP_ROOT, else ./runs.", metavar="DIR"
+    ),
 ]
 T = TypeVar("T")
 

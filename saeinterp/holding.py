@@ -36,20 +36,26 @@ def hold(root: Path, folders: Iterable[str]) -> None:
 
     Where that cannot be written, nothing is: who may not write below a root must trust who may.
     """
+    folders = set(folders)
     with _LOCK:
-        known = _FILES.get(root)
-        new = [folder for folder in folders if known is None or known[0] != os.getpid() or folder not in known[2]]
-        if not new:
+        if not _new(root, folders):
             return
-        try:
-            with _gate(root, fcntl.LOCK_SH):
-                _, handle, held = known if known is not None and known[0] == os.getpid() else _open(root)
-                handle.write("".join(f"{folder}\n" for folder in new))
-                handle.flush()
-        except OSError as error:
-            log.debug("cannot write down what is used below %s: %s", root, error)
-            return
-        held.update(new)
+    try:
+        # The gate before the lock, as who removes takes them.
+        with _gate(root, fcntl.LOCK_SH), _LOCK:
+            known = _FILES.get(root)
+            _, handle, held = known if known is not None and known[0] == os.getpid() else _open(root)
+            new = folders - held
+            handle.write("".join(f"{folder}\n" for folder in sorted(new)))
+            handle.flush()
+            held.update(new)
+    except OSError as error:
+        log.debug("cannot write down what is used below %s: %s", root, error)
+
+
+def _new(root: Path, folders: set[str]) -> bool:
+    known = _FILES.get(root)
+    return known is None or known[0] != os.getpid() or not folders <= known[2]
 
 
 def held(root: Path) -> set[str]:

@@ -71,7 +71,7 @@ class Inventory:
             return self.artifacts[text]
         path = Path(text).expanduser().absolute()
         for item in self.artifacts.values():
-            if item.artifact.path == path:
+            if item.artifact.place == path:
                 return item
         near = difflib.get_close_matches(text, self.artifacts, n=3, cutoff=0.5)
         raise ConfigError(
@@ -90,17 +90,13 @@ def take_inventory(store: ArtifactStore) -> Inventory:
     """Read every manifest below the root; folders without one, or named otherwise than `<name>-<recipe8>`, are none of
     ours.
     """
-    return Inventory(
-        _read(store, path.parent)
-        for path in sorted(store.root.glob(f"*/*/{MANIFEST}"))
-        if not path.relative_to(store.root).parts[0].startswith(".") and _OURS.fullmatch(path.parent.name)
-    )
+    return Inventory(_read(store, folder) for folder in store.folders() if _OURS.fullmatch(folder.name))
 
 
 def _read(store: ArtifactStore, path: Path) -> Stored:
     kind, folder = path.relative_to(store.root).parts
     name, _, short = folder.rpartition("-")
-    artifact = Artifact(kind=kind, name=name, hash=short, path=path)
+    artifact = store.named({"kind": kind, "name": name, "recipe": short})
     own = sum(file.stat().st_size for file in (path / MANIFEST, path / TIMING) if file.exists())
     try:
         manifest = artifact.manifest()

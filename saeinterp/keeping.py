@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from saeinterp.artifacts import ArtifactStore, process_alive
+from saeinterp.artifacts import OUTBOX, ArtifactStore, process_alive
 from saeinterp.errors import ArtifactError
 from saeinterp.holding import held, locked, removing
 from saeinterp.inventory import Inventory, take_inventory
@@ -93,7 +93,7 @@ def plan_removal(store: ArtifactStore, names: Iterable[str], *, force: bool = Fa
                 field=name,
                 next_step="remove those first, or give --force: they stay whole, and it is made again where needed",
             )
-    return [Removal(item.artifact.path, item.id, item.bytes, "named") for item in named.values()]
+    return [Removal(item.artifact.place, item.id, item.bytes, "named") for item in named.values()]
 
 
 def plan_clean_up(store: ArtifactStore, rules: Rules) -> list[Removal]:
@@ -120,6 +120,10 @@ def remove(store: ArtifactStore, agreed: Iterable[Removal], plan: Callable[[], l
         trash.mkdir(mode=0o700, exist_ok=True)
         for item in plan():
             if item.path in wanted:
+                if store.mirror is not None and not item.what.startswith("."):
+                    store.mirror.remove(item.what)
+                    moved.append(item)
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(item.path, trash / f"{item.what.replace('/', '_')}-{uuid.uuid4().hex[:8]}")
                     moved.append(item)
@@ -161,8 +165,8 @@ def _unneeded(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
         if item.id not in needed:
             report = item.artifact.kind in REPORT_KINDS
             why = item.problem or ("not among the reports kept" if report else "no kept report needs it")
-            size = _tree(item.artifact.path)[0] if item.problem else item.bytes
-            yield Removal(item.artifact.path, item.id, size, why)
+            size = _tree(item.artifact.place)[0] if item.problem else item.bytes
+            yield Removal(item.artifact.place, item.id, size, why)
 
 
 def _left_over(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
@@ -186,6 +190,14 @@ def _left_over(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
             private = _PRIVATE.search(path.name)
             running = process_alive(int(private[1])) if private else locked(path.with_name(f"{path.name}.lock"))
             yield from () if running else old(path, "of an interrupted step that nobody went on with")
+    for path in sorted((store.root / OUTBOX).glob("*/*")):
+        if path.is_dir() and not locked(path.with_name(f"{path.name}.lock")):
+            yield from old(path, "made here, and never sent to the bucket")
+    for remains in store.mirror.remains() if store.mirror is not None else ():
+        if _age(remains.newest) >= grace:
+            yield Removal(
+                store.root / remains.prefix, remains.prefix, remains.bytes, "sent by a run that came to nothing"
+            )
     for path in sorted((store.root / _TRASH).glob("*")):
         yield Removal(path, path.relative_to(store.root).as_posix(), _tree(path)[0], "its removal was interrupted")
     for path in sorted((store.root / ".damaged").glob("*")):

@@ -72,7 +72,7 @@ def publish(
     slug = slugged(key)
     assert len(summary.encode()) <= BYTES_LIMIT, "a summary must fit into a database row"
     create_markdown_artifact(markdown=summary, key=f"{slug}-summary", description=artifact.id)
-    create_link_artifact(link=page.as_uri(), link_text=f"{artifact.id}/{page.name}", key=f"{slug}-report")
+    create_link_artifact(link=artifact.link(page.name), link_text=f"{artifact.id}/{page.name}", key=f"{slug}-report")
     for name, rows in tables.items():
         kept = fitting(rows)
         if not kept:
@@ -92,6 +92,12 @@ def slugged(text: str) -> str:
 
 def _places(report: Artifact, html: Path) -> str:
     """Where the whole report lies."""
+    if report.url is not None:
+        return (
+            "| | |\n|---|---|\n"
+            f"| open in a browser | `saeinterp view {report.id} --root {report.url}` |\n"
+            f"| lies at | `{report.location}` |\n"
+        )
     return (
         "| | |\n|---|---|\n"
         f"| open in a browser | `{html}` |\n"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
-from saeinterp.artifacts import MANIFEST, Artifact
+from saeinterp.artifacts import Artifact
 from saeinterp.errors import ComparabilityError
 
 Severity = Literal["hard", "soft"]
@@ -99,7 +98,7 @@ class Node:
     kind: str
     name: str
     recipe: str
-    path: Path
+    artifact: Artifact
     manifest: Mapping[str, Any]
 
     @property
@@ -115,7 +114,7 @@ class Node:
 
     def inputs(self, kind: str | None = None) -> list[Node]:
         """The direct inputs, in the recipe's order; `kind` keeps only those."""
-        found = [_node(self.path.parent.parent, **item) for item in self.manifest.get("inputs", ())]
+        found = [_node(self.artifact.beside(item)) for item in self.manifest.get("inputs", ())]
         return [node for node in found if kind is None or node.kind == kind]
 
     def ancestors(self, kind: str) -> list[Node]:
@@ -134,7 +133,7 @@ class Node:
 
 def lineage(artifact: Artifact) -> Node:
     """The artifact as the root of its lineage; inputs are found below the same store."""
-    return Node(artifact.kind, artifact.name, artifact.hash, artifact.path, artifact.manifest())
+    return Node(artifact.kind, artifact.name, artifact.hash, artifact, artifact.manifest())
 
 
 def flatten(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
@@ -212,11 +211,9 @@ def scorer_name(scores: Node) -> str | None:
     return f"{model} ({kind})" if kind else str(model)
 
 
-def _node(root: Path, *, kind: str, name: str, recipe: str) -> Node:
-    path = root / kind / f"{name}-{recipe[:8]}"
-    exists = (path / MANIFEST).exists()
-    manifest = Artifact(kind=kind, name=name, hash=recipe, path=path).manifest() if exists else {}
-    return Node(kind, name, recipe, path, manifest)
+def _node(artifact: Artifact) -> Node:
+    manifest = artifact.manifest() if artifact.exists else {}
+    return Node(artifact.kind, artifact.name, artifact.hash, artifact, manifest)
 
 
 def _by_recipe(field: str, a: Node, b: Node, kind: str) -> ComparabilityRow:
@@ -290,8 +287,10 @@ def explainer_title(scores: Node) -> str:
     explanations = explanations_of(scores)
     if explanations is None:
         return scores.name
-    path = explanations.path / "explanations.parquet"
-    names = pl.read_parquet(path, columns=["explainer"])["explainer"].unique().to_list() if path.exists() else []
+    artifact, file = explanations.artifact, "explanations.parquet"
+    if not artifact.has(file):
+        return explanations.name
+    names = pl.read_parquet(artifact.file(file), columns=["explainer"])["explainer"].unique().to_list()
     return str(names[0]) if len(names) == 1 else explanations.name
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from saeinterp.artifacts import Artifact
 from saeinterp.compare.comparability import Node
 from saeinterp.compare.sides import LayerHealth, MeasuredSae, Place, input_of
 from saeinterp.health import DocumentSums
@@ -42,7 +41,7 @@ class EvaluatedText:
         """None where the corpus is gone."""
         if not corpus.manifest:
             return None
-        artifact = Artifact(kind=corpus.kind, name=corpus.name, hash=corpus.recipe, path=corpus.path)
+        artifact = corpus.artifact
         table = pq.read_table(artifact.file("documents.parquet"), columns=["doc_id", "split", "sha256"])
         columns = (table.column(name).to_pylist() for name in ("doc_id", "split", "sha256"))
         keys = {doc: sha for doc, split, sha in zip(*columns, strict=True) if split == "health"}

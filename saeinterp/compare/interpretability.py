@@ -221,7 +221,7 @@ def _parameters(side: Sequence[Associated]) -> int | None:
     subject = side[0].subject
     if subject is None or not subject.manifest:
         return None
-    return parameter_count(Artifact(kind=subject.kind, name=subject.name, hash=subject.recipe, path=subject.path))
+    return parameter_count(subject.artifact)
 
 
 def _headline(answers: Sequence[Answer], presets: Sequence[str], about: str) -> str:

@@ -109,10 +109,11 @@ def _problem_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
 def _texts(item: Associated, ids: set[str]) -> str | None:
     """A hash of what the problems say; None where the artifact is gone."""
     problems = item.first("problems")
-    path = problems.path / "problems.parquet" if problems else None
-    if path is None or not path.exists():
+    if problems is None or not problems.artifact.has("problems.parquet"):
         return None
-    table = pl.read_parquet(path, columns=["id", "split", "question", "reasoning"])
+    table = pl.read_parquet(
+        problems.artifact.file("problems.parquet"), columns=["id", "split", "question", "reasoning"]
+    )
     kept = table.filter(pl.col("id").is_in(sorted(ids)), pl.col("split") == "health").sort("id")
     return _digest(kept.select("id", "question", "reasoning").iter_rows())
 
@@ -169,8 +170,8 @@ def _size_rows(a: Associated, b: Associated) -> list[ComparabilityRow]:
 
 
 def _training_rows(item: Associated) -> list[float] | None:
-    files = [sae.path / "training.json" for sae in item.behind.get("sae", ())]
-    rows = [read_json(path).get("rows") for path in files if path.exists()]
+    saes = [sae.artifact for sae in item.behind.get("sae", ())]
+    rows = [read_json(sae.file("training.json")).get("rows") for sae in saes if sae.has("training.json")]
     return None if not rows or None in rows else [float(value) for value in rows]
 
 
@@ -210,8 +211,9 @@ def _step_rows(step: str, kind: str, a: Node | None, b: Node | None) -> list[Com
 def _semantics(item: Associated) -> str | None:
     """What a hook sees, as the capture recorded it; None where the activations are gone."""
     activations = item.first("activations")
-    path = activations.path / "cache.json" if activations else None
-    return str(read_json(path).get("semantics")) if path and path.exists() else None
+    if activations is None or not activations.artifact.has("cache.json"):
+        return None
+    return str(read_json(activations.artifact.file("cache.json")).get("semantics"))
 
 
 def _hook(hookpoint: str) -> str:

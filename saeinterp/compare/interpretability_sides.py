@@ -125,7 +125,7 @@ def _behind(node: Node) -> dict[str, list[Node]]:
 
 
 def _sites(activity: Node) -> list[Site]:
-    facts = read_json(activity.path / "activity.json")["sites"]
+    facts = read_json(activity.artifact.file("activity.json"))["sites"]
     return [Site(item["hookpoint"], item["slot"], item["title"], item["latents"], item["k"]) for item in facts]
 
 

@@ -186,7 +186,7 @@ def _scored(comparison: Artifact) -> dict[str, Node]:
     a, b = node.config["a"], node.config["b"]
     named = {}
     for place, item in enumerate(scores[: a + b]):
-        table = pl.read_parquet(item.path / "scores.parquet", columns=["hookpoint"])
+        table = pl.read_parquet(item.artifact.file("scores.parquet"), columns=["hookpoint"])
         named[f"{table['hookpoint'][0]} {'a' if place < a else 'b'}"] = item
     return named
 

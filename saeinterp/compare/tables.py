@@ -112,10 +112,10 @@ def read_score_table(artifacts: Sequence[Artifact]) -> ScoreTable:
             raise DataError("a scores artifact covers one hookpoint", field=artifact.id, got=hookpoints)
         scores.append(table)
         # A simulation predicts activations: it has no verdicts.
-        if (artifact.path / "verdicts.parquet").exists():
+        if artifact.has("verdicts.parquet"):
             rows = pl.read_parquet(artifact.file("verdicts.parquet"))
             verdicts.append(rows.drop("hookpoint", strict=False).with_columns(hookpoint=pl.lit(hookpoints[0])))
-        if (artifact.path / "samples.parquet").exists():
+        if artifact.has("samples.parquet"):
             samples.append(pl.read_parquet(artifact.file("samples.parquet")))
     title, floor = _name(artifacts[0])
     return ScoreTable(

@@ -142,8 +142,8 @@ def read_concepts(artifact: Artifact) -> Concepts:
     if not np.isin(present["sample"].to_numpy(), numbers).all() or columns.max(initial=0) >= max(vocabulary.height, 1):
         raise DamagedArtifactError(
             f"{artifact.id}: present.parquet names samples or tokens that are not there",
-            got=str(artifact.path),
-            next_step=f"remove {artifact.path} and run again; it will be rebuilt",
+            got=artifact.location,
+            next_step=f"remove {artifact.place} and run again; it will be rebuilt",
         )
     matrix = sparse.csr_array(
         (np.ones(len(rows), np.bool_), (rows, columns)), shape=(samples.height, vocabulary.height)

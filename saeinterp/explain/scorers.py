@@ -288,10 +288,9 @@ def _require_same_sae(explanations: Artifact, examples: Artifact) -> None:
 def _sae_of(artifact: Artifact) -> str | None:
     """The SAE among an artifact's inputs; for a control that of the explanations it was made from."""
     for item in artifact.manifest()["inputs"]:
-        folder = f"{item['name']}-{item['recipe'][:8]}"
+        behind = artifact.beside(item)
         if item["kind"] == "sae":
-            return f"sae/{folder}"
-        path = artifact.path.parent.parent / EXPLANATIONS / folder
-        if item["kind"] == EXPLANATIONS and path.is_dir():
-            return _sae_of(Artifact(kind=EXPLANATIONS, name=item["name"], hash=item["recipe"], path=path))
+            return behind.id
+        if item["kind"] == EXPLANATIONS and behind.exists:
+            return _sae_of(behind)
     return None

@@ -27,8 +27,7 @@ class Overlap(NamedTuple):
 def training_corpus(activations: Artifact) -> Artifact:
     """The corpus that an activation cache, and so its SAEs, come from."""
     (found,) = (item for item in activations.manifest()["inputs"] if item["kind"] == "corpus")
-    folder = activations.path.parent.parent / "corpus" / f"{found['name']}-{found['recipe'][:8]}"
-    return Artifact(kind="corpus", name=found["name"], hash=found["recipe"], path=folder)
+    return activations.beside(found)
 
 
 def training_overlap(corpus: Artifact, activations: Artifact) -> Overlap:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, open_artifact, read_json
+from saeinterp.artifacts import Artifact, ArtifactStore, open_artifact, read_json
 from saeinterp.compare import read_explainer_comparison, read_explainer_pairs
 from saeinterp.errors import ArtifactError, ConfigError
 from saeinterp.report.format import listing
@@ -68,7 +68,7 @@ def compose(artifacts: Sequence[Artifact], *, title: str | None, store: Artifact
     for side, items in health.items():
         for item in items:
             for sae in lineage.inputs(item, "sae"):
-                if (sae.path / MANIFEST).exists():
+                if sae.exists:
                     models.add(saes, side, sae)
     for item in _kind(unique, "sae"):
         models.add(saes, models.title(item), item)
@@ -129,7 +129,7 @@ def _kind(artifacts: Sequence[Artifact], kind: str) -> list[Artifact]:
 def _inputs(item: Artifact, lineage: Lineage, kind: str | None = None) -> list[Artifact]:
     """The direct inputs of an artifact, which must be there."""
     found = lineage.inputs(item, kind)
-    if gone := [part.id for part in found if not (part.path / MANIFEST).exists()]:
+    if gone := [part.id for part in found if not part.exists]:
         raise ArtifactError(
             "artifacts behind it have been removed",
             field=item.id,
@@ -211,8 +211,8 @@ def _profiles(
         return list(given)
     examples = {one.hash for item in lineage.inputs(comparison, "scores") for one in lineage.inputs(item, "examples")}
     found = []
-    for path in sorted((store.root / "profiles").glob(f"*/{MANIFEST}")):
-        item = open_artifact(path.parent)
+    for folder in store.folders("profiles"):
+        item = open_artifact(folder)
         if any(one.hash in examples for one in lineage.inputs(item, "examples")):
             found.append(item)
     return found

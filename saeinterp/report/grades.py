@@ -251,8 +251,7 @@ def _mean_row(row: MetricMeans, source: str) -> DirectRow:
 
 def _table(review: Artifact, grades: Mapping[str, Artifact]) -> OutsideTable:
     source = next(item for item in review.manifest()["inputs"] if item["kind"] == "health-table")
-    path = review.path.parent.parent / "health-table" / f"{source['name']}-{source['recipe'][:8]}"
-    artifact = Artifact(kind="health-table", name=source["name"], hash=source["recipe"], path=path)
+    artifact = review.beside(source)
     table, found = read_table(artifact), read_review(review)
     return OutsideTable(
         file=table.file,

@@ -98,7 +98,7 @@ def example_table(comparison: Artifact, lineage: Lineage) -> pl.DataFrame | None
     import polars as pl
 
     sides = _sides(comparison, lineage)
-    if not all((artifact.path / "verdicts.parquet").exists() for artifact in (*sides[0], *sides[1])) or not sides[0]:
+    if not all(artifact.has("verdicts.parquet") for artifact in (*sides[0], *sides[1])) or not sides[0]:
         return None
     found = pl.concat([_examples(artifact, lineage) for artifact in sides[0]], how="diagonal_relaxed")
     found = found.join(_bands(found), on=["hookpoint", "latent", "kind", "quantile"], how="left", nulls_equal=True)

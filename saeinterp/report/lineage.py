@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore
+from saeinterp.artifacts import Artifact, ArtifactStore
 
 
 class Lineage:
@@ -45,7 +45,7 @@ class Lineage:
             if artifact.hash in seen:
                 return
             seen.add(artifact.hash)
-            if not (artifact.path / MANIFEST).exists():
+            if not artifact.exists:
                 self.gone.add(artifact.id)
                 return
             for parent in self.inputs(artifact):
@@ -65,5 +65,4 @@ class Lineage:
         return counts
 
     def _locate(self, item: Mapping[str, str]) -> Artifact:
-        path = self._store.root / item["kind"] / f"{item['name']}-{item['recipe'][:8]}"
-        return Artifact(kind=item["kind"], name=item["name"], hash=item["recipe"], path=path)
+        return self._store.named(item)

@@ -99,7 +99,7 @@ def stored_arguments(report: Artifact, store: ArtifactStore) -> dict[str, Any]:
     """
     config = report.manifest()["config"]
     inputs = Lineage(store).inputs(report)
-    gone = [item.id for item in inputs if not (item.path / MANIFEST).exists()]
+    gone = [item.id for item in inputs if not item.exists]
     if gone:
         raise _removed(report.id, gone, _readable(report.path))
     single = {name: next((item for item in inputs if item.kind in kinds), None) for name, kinds in SINGLE.items()}
@@ -140,7 +140,7 @@ def render_to(source: Path, out: Path) -> Path:
 
 def _written(arguments: Mapping[str, Any], store: ArtifactStore, progress: Progress | None) -> Rebuilt:
     """Write the report; what has been removed on the way to its inputs is named."""
-    known = {path.name for path in (store.root / KIND).glob("*")}
+    known = {path.name for path in store.folders(KIND)}
     for item in _given(arguments):
         # Weights are not read here, and are large.
         verify_artifact(item, only=lambda name: not name.endswith(".safetensors"))
@@ -191,7 +191,7 @@ def _sides(counts: Sequence[Sequence[Any]], items: Sequence[Artifact]) -> dict[s
 
 
 def _store_of(artifacts: Sequence[Artifact]) -> ArtifactStore:
-    roots = {item.path.parent.parent for item in artifacts}
+    roots = {item.place.parent.parent for item in artifacts}
     if len(roots) != 1:
         raise ConfigError(
             "the artifacts lie below different folders" if roots else "no artifact was given",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saeinterp.artifacts import MANIFEST, Artifact
+from saeinterp.artifacts import Artifact
 from saeinterp.report.lineage import Lineage
 
 _WORDS = {"k": "k = {}", "num_latents": "{} latents", "seed": "seed {}"}
@@ -47,7 +47,7 @@ def side_titles(artifacts: Sequence[tuple[Artifact, str]], lineage: Lineage) -> 
 
 
 def _settings(sae: Artifact, lineage: Lineage) -> Mapping[str, Any]:
-    if sae.kind != "sae" or not (sae.path / MANIFEST).exists():
+    if sae.kind != "sae" or not sae.exists:
         return {}
     settings: Mapping[str, Any] = lineage.manifest(sae)["config"].get("training", {})
     return settings

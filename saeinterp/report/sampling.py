@@ -26,7 +26,7 @@ def variance_rows(roots: Sequence[Artifact], lineage: Lineage, *, metric: str) -
     comparisons = lineage.of_kind(roots, "explainer-comparison")
     for scores in {item.id: item for one in comparisons for item in lineage.inputs(one, "scores")}.values():
         # Absent in what others made, and where a latent has one explanation.
-        summary = read_json(scores.file("summary.json")) if (scores.path / "summary.json").exists() else {}
+        summary = read_json(scores.file("summary.json")) if scores.has("summary.json") else {}
         if "variance" in summary:
             rows.append(_row(scores, summary, metric))
     return tuple(rows)

@@ -43,7 +43,7 @@ def open_sae(folder: str | Path) -> Artifact:
     artifact = open_artifact(folder)
     if artifact.kind != _KIND:
         raise DataError(
-            "not an SAE", field=str(artifact.path), got=artifact.kind, expected=f"an artifact of kind {_KIND!r}"
+            "not an SAE", field=artifact.location, got=artifact.kind, expected=f"an artifact of kind {_KIND!r}"
         )
     return artifact
 
@@ -87,6 +87,6 @@ def _damaged(artifact: Artifact, problem: str) -> DamagedArtifactError:
     return DamagedArtifactError(
         problem,
         field=artifact.id,
-        got=str(artifact.path),
-        next_step=f"remove {artifact.path} and run the training again; it will be rebuilt",
+        got=artifact.location,
+        next_step=f"remove {artifact.place} and run the training again; it will be rebuilt",
     )

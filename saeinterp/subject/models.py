@@ -256,7 +256,7 @@ def _checkpoint_folder(subject: Artifact, info: dict[str, Any]) -> Path:
             "the folder of this subject has gone",
             field="subject.model",
             got=str(folder),
-            next_step=f"put it back, or remove {subject.path} and name its new place; nothing else is recomputed",
+            next_step=f"put it back, or remove {subject.place} and name its new place; nothing else is recomputed",
         )
     if not from_hub and folder_fingerprint(folder, weights=info["weights"] == "pretrained") != info["fingerprint"]:
         raise SubjectError(

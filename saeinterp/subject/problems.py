@@ -181,7 +181,7 @@ def read_problems(artifact: Artifact, *, split: Split | None = None) -> Problems
     except (pa.ArrowException, OSError) as error:
         raise DamagedArtifactError(
             f"unreadable table of problems ({str(error).splitlines()[0]})",
-            got=str(artifact.path),
+            got=artifact.location,
             next_step="remove that artifact's folder and run again; it will be rebuilt",
         ) from error
     return Problems(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from saeinterp.artifacts import MANIFEST, Artifact, read_json
+from saeinterp.artifacts import Artifact, read_json
 from saeinterp.health.checks import Check, integrity_checks
 from saeinterp.health.grading.results import Measured, NullValue
 from saeinterp.stats import number
@@ -113,15 +113,20 @@ def _cosine(data: Mapping[str, Any] | None) -> NullValue | None:
     return NullValue(**{name: found.get(name) for name in NullValue.model_fields})
 
 
-def _input(artifact: Artifact, kind: str) -> str | None:
-    """The id of the first input of this kind."""
+def _behind(artifact: Artifact, kind: str) -> Artifact | None:
+    """The first input of this kind."""
     inputs = artifact.manifest()["inputs"]
-    return next((f"{kind}/{item['name']}-{item['recipe'][:8]}" for item in inputs if item["kind"] == kind), None)
+    return next((artifact.beside(item) for item in inputs if item["kind"] == kind), None)
+
+
+def _input(artifact: Artifact, kind: str) -> str | None:
+    """Its id."""
+    found = _behind(artifact, kind)
+    return found.id if found else None
 
 
 def _config(artifact: Artifact, kind: str) -> Mapping[str, Any]:
     """The configuration of that input's recipe; empty where its folder is gone."""
-    found = _input(artifact, kind)
-    path = artifact.path.parent.parent / found / MANIFEST if found else None
-    config: Mapping[str, Any] = read_json(path).get("config", {}) if path is not None and path.exists() else {}
+    found = _behind(artifact, kind)
+    config: Mapping[str, Any] = found.manifest().get("config", {}) if found is not None and found.exists else {}
     return config

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, file_sha256, open_artifact, read_json, write_atomic
+from saeinterp.artifacts import Artifact, ArtifactStore, file_sha256, open_artifact, read_json, write_atomic
 from saeinterp.errors import ConfigError, DataError
 from saeinterp.report.collect import layer_health, layer_training, titles_of
 from saeinterp.report.composing import compose
@@ -147,8 +147,8 @@ def write_model_card(
 def _health_of(saes: Sequence[Artifact], lineage: Lineage, store: ArtifactStore) -> list[Artifact]:
     """Every health artifact of the store that is of one of these SAEs, in the order of the SAEs."""
     found: dict[str, list[Artifact]] = {sae.hash: [] for sae in saes}
-    for path in sorted((store.root / "health").glob(f"*/{MANIFEST}")):
-        item = open_artifact(path.parent)
+    for folder in store.folders("health"):
+        item = open_artifact(folder)
         for sae in lineage.inputs(item, "sae"):
             found.get(sae.hash, []).append(item)
     return [item for items in found.values() for item in items]
