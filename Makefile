@@ -7,13 +7,14 @@ MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
 KILLS := tests/flows/test_operations_kills.py
+STORAGE := tests/flows/test_object_storage.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -48,6 +49,9 @@ test-retries: .venv/.installed ## failed layers retried on a server and a worker
 
 test-kills: .venv/.installed ## a server, a worker, runs and their processes killed and cancelled in the middle
 	$(RUN) -m pytest -m slow $(KILLS)
+
+test-storage: .venv/.installed ## artifacts in a bucket: kills while sending and fetching, a whole flow, other machines
+	$(RUN) -m pytest -m slow tests/storage $(STORAGE)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare

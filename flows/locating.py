@@ -26,6 +26,7 @@ def locate(text: str, store: ArtifactStore, *, kinds: Sequence[str], what: str) 
     if given.is_dir():
         return _with_files(given)
     there = store.folders()
+    text = text if store.url is None else text.removeprefix(f"{store.url}/")
     for place in (store.root / text, *(store.root / kind / text for kind in kinds)):
         if place.is_dir() and (place in there or store.url is None):
             return _with_files(place)

@@ -71,7 +71,7 @@ class Inventory:
             return self.artifacts[text]
         path = Path(text).expanduser().absolute()
         for item in self.artifacts.values():
-            if item.artifact.place == path:
+            if item.artifact.place == path or item.artifact.location == text:
                 return item
         near = difflib.get_close_matches(text, self.artifacts, n=3, cutoff=0.5)
         raise ConfigError(

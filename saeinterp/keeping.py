@@ -121,12 +121,16 @@ def remove(store: ArtifactStore, agreed: Iterable[Removal], plan: Callable[[], l
         for item in plan():
             if item.path in wanted:
                 if store.mirror is not None and not item.what.startswith("."):
-                    store.mirror.remove(item.what)
+                    store.mirror.retract(item.what)
                     moved.append(item)
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(item.path, trash / f"{item.what.replace('/', '_')}-{uuid.uuid4().hex[:8]}")
                     moved.append(item)
+    if store.mirror is not None:
+        for item in moved:
+            if not item.what.startswith("."):
+                store.mirror.clear(item.what)
     with _told(store.root):
         for path in trash.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another clean-up is at it too

@@ -191,11 +191,14 @@ class Mirror:
         found = (path.parent.relative_to(self.root) for path in self.root.glob(f"[!.]*/*/{MANIFEST}"))
         return sorted(path.as_posix() for path in found)
 
-    def remove(self, folder: str) -> None:
-        """Delete an artifact from the bucket, or what lies below a prefix; its manifest goes first."""
+    def retract(self, folder: str) -> None:
+        """Delete the manifest of an artifact, so that it is not there any more; its files are left to `clear`."""
         self.bucket.delete([f"{folder}/{MANIFEST}"])
-        self.bucket.delete_below(f"{folder}/")
         self.forget(folder)
+
+    def clear(self, prefix: str) -> None:
+        """Delete what lies below a prefix of the bucket."""
+        self.bucket.delete_below(f"{prefix}/")
 
     def remains(self) -> Iterator[Remains]:
         """What uploads that came to nothing left in the bucket."""
@@ -292,7 +295,8 @@ class Mirror:
         path = self.root / folder / MANIFEST
         known = path.read_bytes() if path.exists() else None
         if self.bucket.get(f"{folder}/{MANIFEST}") == known:  # else another run has made it again
-            self.remove(folder)
+            self.retract(folder)
+            self.clear(folder)
         (self.root / _REFUSED / folder).unlink(missing_ok=True)
 
     def _learn_inputs(self, folder: str) -> None:

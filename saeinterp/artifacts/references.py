@@ -16,7 +16,11 @@ from saeinterp.errors import DamagedArtifactError, DataError
 
 
 class Artifact(BaseModel):
-    """A small reference to a finished artifact: what tasks pass to each other instead of tensors."""
+    """A small reference to a finished artifact: what tasks pass to each other instead of tensors.
+
+    One in object storage is fetched where it is read: by `path` with all its files, by `file` one at a time. So a
+    reference may travel to another process or machine.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 

@@ -250,6 +250,24 @@ def test_what_could_not_be_sent_is_kept_and_goes_up_without_being_made_again(
     assert not [path for path in (store.root / ".outbox").rglob("*") if path.suffix != ".lock" and path.is_file()]
 
 
+def test_a_server_that_stumbles_is_asked_again(machine: Machine, proxy: Proxy) -> None:
+    """Every object is refused once as if the server were busy."""
+    stumbled: set[str] = set()
+
+    def rule(request: Request) -> tuple[int, bytes] | None:
+        if request.method != "PUT" or request.key in stumbled:
+            return None
+        stumbled.add(request.key)
+        return 503, DENIED.replace(b"AccessDenied", b"SlowDown")
+
+    proxy.rule = rule
+    made = machine("a").build(recipe(a=1), writer())
+    assert f"{made.id}/{MANIFEST}" in stumbled
+    found = machine("b").find(recipe(a=1))
+    assert found is not None
+    assert payload(found) == FILES
+
+
 def test_a_large_file_goes_on_at_the_part_where_its_upload_stopped(
     machine: Machine, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, bucket: TestBucket
 ) -> None:
