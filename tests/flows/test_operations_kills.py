@@ -97,21 +97,26 @@ class Case:
             ignore=shutil.ignore_patterns("sae", "health", "grades", "report", ".prefect", ".using"),
         )
         deployment = operations.deploy("train-saes", ENTRYPOINT, root=root, env={SLOTS: str(len(CARDS))})
+        self._since = time.time()
         self.run = operations.submit(deployment, config)
+
+    def retry(self) -> None:
+        """Once no process of the last attempt runs."""
+        self._since = time.time()
+        self.operations.retry(self.run)
 
     def in_the_middle(self) -> list[psutil.Process]:
         """Wait for a checkpoint of this attempt; the flow's process and all below it."""
-        before = time.time()
-        self.operations.until(
-            lambda: any(
-                path.stat().st_mtime > before for path in self.root.glob(".work/sae/*/checkpoints/*") if path.exists()
-            ),
-            240,
-            lambda: self.operations.story(self.run),
-        )
-        trainer = next(item for item in psutil.process_iter(["cmdline"]) if self._trains(item))
+        trainer = self.operations.until(self._trainer, 240, lambda: self.operations.story(self.run))
         flow = next(item for item in trainer.parents() if "prefect.engine" in (item.cmdline() or []))
         return family(flow.pid)
+
+    def _trainer(self) -> psutil.Process | None:
+        """A process that trains, once one of this attempt has written a checkpoint."""
+        kept = self.root.glob(".work/sae/*/checkpoints/*")
+        if not any(path.stat().st_mtime > self._since for path in kept if path.exists()):
+            return None
+        return next((item for item in psutil.process_iter(["cmdline"]) if self._trains(item)), None)
 
     def _trains(self, process: psutil.Process) -> bool:
         line = process.info["cmdline"] or []
@@ -149,13 +154,13 @@ def test_one_run_cancelled_killed_and_left_without_its_server_ends_as_an_uninter
     assert survivors(running, within=STOPPED) == []
     assert operations.wait(case.run, *TERMINAL, within=STOPPED)["type"] == "CANCELLED"
     assert time.monotonic() - started < STOPPED
-    operations.retry(case.run)
+    case.retry()
 
     running = case.in_the_middle()
     running[0].kill()
     assert survivors(running, within=GONE) == []
     assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
-    operations.retry(case.run)
+    case.retry()
 
     case.in_the_middle()
     assert operations.server is not None
@@ -178,7 +183,7 @@ def test_a_killed_worker_ends_its_runs_in_order_and_they_go_on_when_retried(
     assert survivors(running, within=STOPPED) == []
     assert operations.wait(case.run, *TERMINAL)["type"] == "CRASHED"
     operations.start_worker()
-    operations.retry(case.run)
+    case.retry()
     assert operations.wait(case.run, *TERMINAL)["type"] == "COMPLETED", operations.story(case.run)
     assert manifests(case.root) == reference.files
 
@@ -197,7 +202,7 @@ def test_a_killed_rank_takes_the_others_with_it_and_its_layer_goes_on_when_retri
     assert state["type"] == "FAILED", operations.story(case.run)
     assert state["message"].startswith(f"{layer} (subject) failed")
     assert survivors(running, within=GONE) == []
-    operations.retry(case.run)
+    case.retry()
     assert operations.wait(case.run, *TERMINAL)["type"] == "COMPLETED", operations.story(case.run)
 
 
