@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 _REFUSED = ".refused"
 _AT_ONCE = 8
 _PROBE = "saeinterp.json"
+_FOLDER = re.compile(r"[^./][^/]*/[^/]+-[0-9a-f]{8}")  # nothing in a bucket leads out of the mirror
 _PAYLOAD = re.compile(r"(([^/]+/[^/]+-[0-9a-f]{8})/[0-9a-f]{16})/.")
 
 
@@ -100,6 +101,16 @@ class Mirror:
         path = self.root / folder / MANIFEST
         if path.exists() and path.read_bytes() == data:
             return
+        names = [*as_far_as_read(data).get("files", ())]
+        odd = [name for name in names if name.startswith("/") or ".." in name.split("/") or name == MANIFEST]
+        if odd or not _FOLDER.fullmatch(folder):
+            raise DamagedArtifactError(
+                "not a manifest of ours: it names a place outside of its folder",
+                field=folder,
+                got=odd[0] if odd else folder,
+                expected="files below it",
+                next_step="find out who wrote it, then delete it from the bucket",
+            )
         with self._telling(), self._of(folder):
             mark(Place(self.root, self.url))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,9 +184,9 @@ class Mirror:
         """Make the local manifests those of the bucket."""
         etags = {}
         for entry in self.bucket.entries():
-            parts = entry.key.split("/")
-            if len(parts) == 3 and parts[2] == MANIFEST:
-                etags["/".join(parts[:2])] = entry.etag
+            folder, _, name = entry.key.rpartition("/")
+            if name == MANIFEST and _FOLDER.fullmatch(folder):
+                etags[folder] = entry.etag
 
         def update(folder: str) -> None:
             path = self.root / folder / MANIFEST
@@ -273,7 +284,7 @@ class Mirror:
             path = self.root / waiting.pop() / MANIFEST
             for item in as_far_as_read(path.read_bytes()).get("inputs", ()) if path.exists() else ():
                 parent = f"{item['kind']}/{item['name']}-{item['recipe'][:8]}"
-                if parent in self._asked:
+                if parent in self._asked or not _FOLDER.fullmatch(parent):
                     continue
                 self._asked.add(parent)
                 if not (self.root / parent / MANIFEST).exists():
