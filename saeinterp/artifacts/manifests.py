@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import socket
@@ -104,6 +105,20 @@ def first_problem(
         if file_sha256(path) != expected["sha256"]:
             return f"{name} does not match its checksum"
     return None
+
+
+def payload_prefix(folder: str, manifest: Mapping[str, Any]) -> str:
+    """Where the files of an artifact (`kind/name-recipe8`) lie in object storage, below the prefix of the store."""
+    text = json.dumps(manifest.get("files", {}), sort_keys=True, separators=(",", ":"))
+    return f"{folder}/{hashlib.sha256(text.encode()).hexdigest()[:16]}/"
+
+
+def as_far_as_read(data: bytes) -> dict[str, Any]:
+    """A manifest, empty where it cannot be read: whoever uses the artifact is told then."""
+    try:
+        return parse_manifest(data, Path(MANIFEST))
+    except DamagedArtifactError:
+        return {}
 
 
 def remedy(path: Path) -> str:

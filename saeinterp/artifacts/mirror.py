@@ -27,19 +27,26 @@ from typing import Any, NamedTuple
 
 from saeinterp.artifacts.bucket import Bucket
 from saeinterp.artifacts.files import file_sha256, read_json, write_atomic
-from saeinterp.artifacts.manifests import MANIFEST, TIMING, first_problem, parse_manifest, read_manifest
-from saeinterp.artifacts.places import FIELD, Place, cache_limit, mark
+from saeinterp.artifacts.manifests import (
+    MANIFEST,
+    TIMING,
+    as_far_as_read,
+    first_problem,
+    payload_prefix,
+    read_manifest,
+)
+from saeinterp.artifacts.places import FIELD, Place, mark
+from saeinterp.artifacts.room import FETCHED, drop, known_folders, make_room
 from saeinterp.artifacts.workspace import waiting_lock
 from saeinterp.errors import ArtifactError, DamagedArtifactError
-from saeinterp.holding import held, hold, removing
+from saeinterp.holding import hold
 
 log = logging.getLogger(__name__)
 
-FETCHED = ".fetched"
 _REFUSED = ".refused"
 _AT_ONCE = 8
-_SPARE_BYTES = 10**9  # of the disk, left to others
 _PROBE = "saeinterp.json"
+_FOLDER = re.compile(r"[^./][^/]*/[^/]+-[0-9a-f]{8}")  # nothing in a bucket leads out of the mirror
 _PAYLOAD = re.compile(r"(([^/]+/[^/]+-[0-9a-f]{8})/[0-9a-f]{16})/.")
 
 
@@ -94,11 +101,21 @@ class Mirror:
         path = self.root / folder / MANIFEST
         if path.exists() and path.read_bytes() == data:
             return
+        names = [*as_far_as_read(data).get("files", ())]
+        odd = [name for name in names if name.startswith("/") or ".." in name.split("/") or name == MANIFEST]
+        if odd or not _FOLDER.fullmatch(folder):
+            raise DamagedArtifactError(
+                "not a manifest of ours: it names a place outside of its folder",
+                field=folder,
+                got=odd[0] if odd else folder,
+                expected="files below it",
+                next_step="find out who wrote it, then delete it from the bucket",
+            )
         with self._telling(), self._of(folder):
             mark(Place(self.root, self.url))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.exists() and _files(path.read_bytes()) != _files(data):
-                self.drop(folder)
+            if path.exists() and as_far_as_read(path.read_bytes()).get("files") != as_far_as_read(data).get("files"):
+                drop(self.root, folder)
             write_atomic(path, data)
 
     def fetch(self, folder: str, name: str | None = None) -> None:
@@ -126,7 +143,7 @@ class Mirror:
                 and not ((place / file).is_file() and (place / file).stat().st_size == facts["bytes"])
             }
             size = sum(facts["bytes"] for facts in wanted.values())
-            self.make_room(size, keep=folder)
+            make_room(self.root, size, keep=folder)
             if size > 10**8:
                 log.info("fetching %s: %d files, %.1f GB", self.bucket.address(folder), len(wanted), size / 1e9)
             with self._scratch(folder) as scratch:
@@ -151,7 +168,7 @@ class Mirror:
         if (self.root / FETCHED / folder).exists() and (local := first_problem(self.root / folder, manifest)):
             log.warning("%s: the local copy is damaged (%s) and is not used", folder, local)
             with self._of(folder):
-                self.drop(folder)
+                drop(self.root, folder)
         if problem is None:
             prefix = payload_prefix(folder, manifest)
             there = {entry.key.removeprefix(prefix): entry.bytes for entry in self.bucket.entries(prefix)}
@@ -167,9 +184,9 @@ class Mirror:
         """Make the local manifests those of the bucket."""
         etags = {}
         for entry in self.bucket.entries():
-            parts = entry.key.split("/")
-            if len(parts) == 3 and parts[2] == MANIFEST:
-                etags["/".join(parts[:2])] = entry.etag
+            folder, _, name = entry.key.rpartition("/")
+            if name == MANIFEST and _FOLDER.fullmatch(folder):
+                etags[folder] = entry.etag
 
         def update(folder: str) -> None:
             path = self.root / folder / MANIFEST
@@ -182,14 +199,9 @@ class Mirror:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync") as pool:
             for _ in pool.map(update, etags):
                 pass
-        for folder in self.folders():
+        for folder in known_folders(self.root):
             if folder not in etags:
                 self.forget(folder)
-
-    def folders(self) -> list[str]:
-        """The artifacts whose manifest is local."""
-        found = (path.parent.relative_to(self.root) for path in self.root.glob(f"[!.]*/*/{MANIFEST}"))
-        return sorted(path.as_posix() for path in found)
 
     def retract(self, folder: str) -> None:
         """Delete the manifest of an artifact, so that it is not there any more; its files are left to `clear`."""
@@ -213,7 +225,7 @@ class Mirror:
             folder, prefix = match[2], match[1]
             if folder not in named:
                 path = self.root / folder / MANIFEST
-                named[folder] = payload_prefix(folder, _manifest(path.read_bytes())) if path.exists() else ""
+                named[folder] = payload_prefix(folder, as_far_as_read(path.read_bytes())) if path.exists() else ""
             if f"{prefix}/" != named[folder]:
                 known = found.get(prefix)
                 found[prefix] = (size, modified) if known is None else (known[0] + size, max(known[1], modified))
@@ -256,40 +268,6 @@ class Mirror:
             os.rename(self.root / folder, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def drop(self, folder: str) -> int:
-        """Remove the local payload of an artifact and keep its manifest; returns the bytes."""
-        (self.root / FETCHED / folder).unlink(missing_ok=True)
-        size = 0
-        for path in sorted((self.root / folder).rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
-            elif path != self.root / folder / MANIFEST:
-                size += path.stat().st_size
-                path.unlink()
-        return size
-
-    def make_room(self, needed: int, *, keep: str = "") -> None:
-        """Remove payloads that were not used for longest, until so many bytes fit into the limit and onto the disk.
-
-        What a running process of this machine uses stays, so that the limit may be exceeded.
-        """
-        limit = cache_limit()
-        short = needed + _SPARE_BYTES - shutil.disk_usage(self.root).free
-        if limit is None and short <= 0:
-            return
-        sizes = {folder: self._size(folder) for folder in self.folders()}
-        over = max(short, 0 if limit is None else sum(sizes.values()) + needed - limit)
-        if over <= 0:
-            return
-        with removing(self.root):
-            using = held(self.root)
-            for folder in sorted((item for item in sizes if sizes[item]), key=self._used):
-                if over > 0 and folder not in using and folder != keep:
-                    over -= self.drop(folder)
-                    log.info("removed the local copy of %s", folder)
-        if over > 0 and limit is not None:
-            log.warning("what is in use exceeds SAEINTERP_CACHE_LIMIT by %.1f MB", over / 1e6)
-
     def set_aside(self, folder: str) -> None:
         """Delete a damaged artifact, so that it can be made again; its manifest goes first."""
         path = self.root / folder / MANIFEST
@@ -304,9 +282,9 @@ class Mirror:
         waiting = [folder]
         while waiting:
             path = self.root / waiting.pop() / MANIFEST
-            for item in _manifest(path.read_bytes()).get("inputs", ()) if path.exists() else ():
+            for item in as_far_as_read(path.read_bytes()).get("inputs", ()) if path.exists() else ():
                 parent = f"{item['kind']}/{item['name']}-{item['recipe'][:8]}"
-                if parent in self._asked:
+                if parent in self._asked or not _FOLDER.fullmatch(parent):
                     continue
                 self._asked.add(parent)
                 if not (self.root / parent / MANIFEST).exists():
@@ -367,20 +345,6 @@ class Mirror:
             next_step="run its flow again: it makes what is missing and nothing else",
         )
 
-    def _size(self, folder: str) -> int:
-        size = 0
-        for path in (self.root / folder).rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and path.name != MANIFEST:
-                    size += path.stat().st_size
-        return size
-
-    def _used(self, folder: str) -> float:
-        for path in (self.root / FETCHED / folder, self.root / folder):
-            with contextlib.suppress(FileNotFoundError):
-                return path.stat().st_mtime
-        return 0.0
-
     def _of(self, folder: str) -> contextlib.AbstractContextManager[None]:
         return waiting_lock(self.root / FETCHED / f"{folder}.lock", what=f"{folder}, which is being fetched")
 
@@ -406,21 +370,3 @@ class Mirror:
                 expected=f"a folder this user may write to, with room for what is read of {FIELD}",
                 next_step="set SAEINTERP_CACHE to another folder, free space or fix its permissions",
             ) from error
-
-
-def payload_prefix(folder: str, manifest: Mapping[str, Any]) -> str:
-    """Where the files of an artifact lie below the store's prefix."""
-    text = json.dumps(manifest.get("files", {}), sort_keys=True, separators=(",", ":"))
-    return f"{folder}/{hashlib.sha256(text.encode()).hexdigest()[:16]}/"
-
-
-def _manifest(data: bytes) -> dict[str, Any]:
-    """A manifest as far as it can be read; whoever uses it reads it with errors."""
-    try:
-        return parse_manifest(data, Path(MANIFEST))
-    except DamagedArtifactError:
-        return {}
-
-
-def _files(data: bytes) -> object:
-    return _manifest(data).get("files")

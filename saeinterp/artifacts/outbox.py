@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 from saeinterp.artifacts.files import file_sha256, write_atomic
-from saeinterp.artifacts.manifests import MANIFEST, TIMING, first_problem, parse_manifest, read_manifest
-from saeinterp.artifacts.mirror import Mirror, payload_prefix
+from saeinterp.artifacts.manifests import MANIFEST, TIMING, first_problem, parse_manifest, payload_prefix, read_manifest
+from saeinterp.artifacts.mirror import Mirror
 from saeinterp.artifacts.parts import send_files
+from saeinterp.artifacts.room import make_room
 from saeinterp.artifacts.workspace import waiting_lock
 from saeinterp.errors import ArtifactError, DamagedArtifactError
 
@@ -97,4 +98,4 @@ def _send(mirror: Mirror, folder: str, box: Path) -> None:
         write_atomic(box / MANIFEST, published)
     mirror.settle(folder, box)
     journal.unlink(missing_ok=True)
-    mirror.make_room(0, keep=folder)
+    make_room(mirror.root, 0, keep=folder)

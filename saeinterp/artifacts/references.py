@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeinterp.artifacts.manifests import MANIFEST, first_problem, read_manifest, remedy
-from saeinterp.artifacts.mirror import Mirror, mirror_of, payload_prefix
+from saeinterp.artifacts.manifests import MANIFEST, first_problem, payload_prefix, read_manifest, remedy
+from saeinterp.artifacts.mirror import Mirror, mirror_of
 from saeinterp.artifacts.places import Place, mirror_root, remote_of
 from saeinterp.artifacts.recipes import folder_of
 from saeinterp.errors import DamagedArtifactError, DataError

@@ -202,6 +202,23 @@ def test_an_unreadable_manifest_in_the_bucket_is_made_again(machine: Machine, bu
     assert calls == ["made"]
 
 
+def test_a_manifest_that_names_a_place_outside_of_its_folder_is_refused(
+    machine: Machine, bucket: TestBucket, tmp_path: Path
+) -> None:
+    """Whoever may write to the bucket may not write to the machines that read it."""
+    made = machine("a").build(recipe(a=1), writer())
+    manifest = json.loads(bucket.read(f"{made.id}/{MANIFEST}"))
+    manifest["files"]["../../../../planted.txt"] = manifest["files"]["data.txt"]
+    bucket.write(f"{made.id}/{MANIFEST}", json.dumps(manifest).encode())
+    bucket.write("x/../../../outside-12345678/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(DamagedArtifactError, match="outside of its folder"):
+        machine("b").find(recipe(a=1))
+    with pytest.raises(DamagedArtifactError, match="outside of its folder"):
+        machine("b").folders()
+    assert not list(tmp_path.rglob("planted.txt"))
+    assert not list(tmp_path.rglob("outside-*"))
+
+
 def test_a_local_copy_that_was_damaged_is_fetched_again(machine: Machine) -> None:
     store, calls = machine("a"), []
     made = store.build(recipe(a=1), writer(calls))
