@@ -106,6 +106,9 @@ def server(
 @app.command("worker")
 def worker(
     pool: Annotated[str, typer.Option("--pool", help="Work pool whose runs it takes: gpu or small.")] = "gpu",
+    healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Answer /health at port 8080, for containers.")
+    ] = False,
 ) -> None:
     """Start a worker of a pool, in this process, with a temporary folder of its own and files that only you can read.
 
@@ -116,4 +119,6 @@ def worker(
     from flows.prefect_server import become_worker
 
     settings = get_current_settings()
-    guard(lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url)))
+    guard(
+        lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url), healthcheck=healthcheck)
+    )
