@@ -119,6 +119,4 @@ def worker(
     from flows.prefect_server import become_worker
 
     settings = get_current_settings()
-    guard(
-        lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url), healthcheck=healthcheck)
-    )
+    guard(lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url), healthcheck=healthcheck))
