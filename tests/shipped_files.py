@@ -71,7 +71,15 @@ def example(root: Path) -> dict[str, str]:
 def compose(root: Path, **values: str) -> dict[str, Any]:
     """compose.yaml with its variables filled in, required ones with a planted text."""
     required = {name: f"planted-{name.lower()}" for name, needed in placeholders(root).items() if needed}
-    return dict(yaml.safe_load(interpolate((root / "docker/compose.yaml").read_text(), required | values)))
+
+    def fill(value: Any) -> Any:  # as compose does: in the values, after the file was parsed
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        return interpolate(value, required | values) if isinstance(value, str) else value
+
+    return dict(fill(yaml.safe_load((root / "docker/compose.yaml").read_text())))
 
 
 def commands(words: list[str]) -> Iterator[list[str]]:
