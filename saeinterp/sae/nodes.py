@@ -9,18 +9,19 @@ machine that comes late, or again, finds what is going on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from saeinterp.artifacts import read_json, write_json
+from saeinterp.config import LaunchConfig
+from saeinterp.sae.launch import environment
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ def make_call(folder: Path, arguments: Sequence[str]) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     number = int(calls[-1].stem.rpartition("-")[2]) + 1 if (calls := calls_in(folder)) else 1
     call = folder / f"call-{number:06d}.json"
-    _publish(call, list(arguments))
+    # What this machine was given for its training processes; speed and bits depend on it.
+    names = environment({}, LaunchConfig(), None)
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    _publish(call, {"arguments": list(arguments), "environment": values})
     return torchrun(arguments, call=call, leads=True)
 
 
@@ -96,13 +100,15 @@ def follow(folder: Path) -> int:
         if calls and calls[-1] != joined:
             call = calls[-1]
             log.info("joining %s", call.stem)
-            if _join(folder, torchrun(json.loads(call.read_text(encoding="utf-8")), call=call, leads=False)) == 0:
+            told = read_json(call)
+            command = torchrun(told["arguments"], call=call, leads=False)
+            if _join(folder, command, env={**os.environ, **told["environment"]}) == 0:
                 joined = call
         time.sleep(_POLL_SECONDS)
 
 
-def _join(folder: Path, command: Sequence[str]) -> int:
-    process = subprocess.Popen(command)
+def _join(folder: Path, command: Sequence[str], *, env: Mapping[str, str]) -> int:
+    process = subprocess.Popen(command, env=env)
 
     def stop(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
