@@ -94,7 +94,7 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
-        template = _new_template(name, wanted)
+        template = new_template(name, wanted)
         if not dry_run:
             client.create_work_pool(
                 WorkPoolCreate(name=name, type=kind, description=POOLS[name], base_job_template=template)
@@ -121,7 +121,8 @@ def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool
     return Item("would change" if dry_run else "changed", "work pool", name, _told(template))
 
 
-def _new_template(name: str, wanted: Wanted) -> dict[str, Any]:
+def new_template(name: str, wanted: Wanted) -> dict[str, Any]:
+    """The job template of a pool that is made."""
     from prefect.workers.process import ProcessWorker
 
     if wanted.image is not None:

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from shipped_files import ROOT, prefect_settings, wrong_command
 
-from flows.operating import POOLS, Wanted, _new_template, job_template_file
+from flows.operating import POOLS, Wanted, job_template_file, new_template
 from saeinterp.config import TrainSaesConfig, parse_config, read_yaml
 from saeinterp.config import override as with_overrides
 
@@ -35,7 +35,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 def pool(name: str) -> dict[str, Any]:
     """The job template that `ops setup --kubernetes IMAGE` gives a pool."""
-    return _new_template(name, Wanted(gpus=None, root=None, directory=None, image=IMAGE))
+    return new_template(name, Wanted(gpus=None, root=None, directory=None, image=IMAGE))
 
 
 def rendered(template: dict[str, Any], **values: Any) -> dict[str, Any]:

@@ -93,6 +93,9 @@ def follow(folder: Path) -> int:
     A call that fails here is joined again for as long as it is the last one: the leader may not have been there yet.
     """
     joined: Path | None = None
+    # Without a handler the first process of a container is deaf to it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    log.info("waiting for calls in %s", folder)
     while True:
         if (folder / END).exists():
             return int(read_json(folder / END)["code"])

@@ -17,7 +17,7 @@ import yaml
 from lab import ROOT, free_port
 from processes import family, survivors
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 JOB = list(yaml.safe_load_all((ROOT / "deployments/kubernetes/training-nodes.yaml").read_text()))[1]
 CONTAINER = JOB["spec"]["template"]["spec"]["containers"][0]
 CALLS = "runs/.nodes/planted"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from saeinterp.sae.nodes import calls_in, follow, torchrun
+from saeinterp.sae.nodes import calls_in, torchrun
 
 # Stands for torchrun's options and the training: it ends at once.
 NOTHING = ["--nnodes=1", "--nproc-per-node=1", "--no-such-option-ends-torchrun"]
@@ -38,7 +39,18 @@ def test_every_call_is_kept_with_what_bits_depend_on_and_meets_by_itself(tmp_pat
 def test_followers_end_as_the_run_ended(tmp_path: Path, code: int) -> None:
     assert nodes("run", tmp_path, sys.executable, "-c", f"raise SystemExit({code})") == code
     assert nodes("follow", tmp_path) == code
-    assert follow(tmp_path) == code
+
+
+def test_a_follower_that_waits_leaves_when_it_is_told_to(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "saeinterp.sae.nodes", "follow", "--calls", str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "waiting for calls" in process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
 
 
 def test_a_new_run_in_the_folder_takes_back_the_end_of_the_last(tmp_path: Path) -> None:
