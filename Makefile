@@ -1,8 +1,9 @@
 # Two promises: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 TORCH_INDEX ?=
+AUDIT ?=
 RUN := .venv/bin/python
-TRAINING_FLOWS := tests/flows/test_train_saes.py
+TRAINING_FLOWS := tests/flows/test_train_saes.py tests/flows/test_training_nodes.py
 MODEL_FLOWS := tests/flows/test_compare_models.py tests/flows/test_fine_tuned.py tests/flows/test_probe.py
 INTERRUPTIONS := tests/flows/test_interruptions.py
 SERVING := tests/flows/test_serving.py
@@ -11,10 +12,10 @@ STORAGE := tests/flows/test_object_storage.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
-OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
+OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -117,5 +118,22 @@ format: .venv/.installed ## format the sources
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
+dist: .venv/.installed ## the source archive, and the wheel that is built from it, in dist/
+	rm -rf dist
+	$(RUN) -m hatchling build -t sdist -d dist
+	$(RUN) -m pip wheel -q --no-deps --no-build-isolation -w dist dist/*.tar.gz
+	@ls -l dist
+
+audit: .venv-audit/.installed ## known vulnerabilities of what constraints.txt pins; fails where one was not looked up
+	$(PYTHON) -m deployments.audit $(AUDIT)
+
+.venv-audit/.installed: tests/audit/constraints.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q --no-deps -r tests/audit/constraints.txt
+	touch $@
+
+test-audit: .venv/.installed .venv-audit/.installed ## make audit, with an advisory service of its own
+	$(RUN) -m pytest tests/audit
+
 clean: ## remove what installing and running made
-	rm -rf .venv .venv-peers .venv-vllm .venv-triton runs build dist *.egg-info
+	rm -rf .venv .venv-audit .venv-peers .venv-vllm .venv-triton runs build dist *.egg-info

@@ -6,6 +6,7 @@ Everything is looked up first and what is there stays as it is, so that the comm
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -40,6 +41,8 @@ class Wanted(NamedTuple):
     gpus: int | None
     root: str | None
     directory: Path | None
+    image: str | None = None
+    """Makes pools whose runs are Jobs of this image on a Kubernetes cluster; `gpus` is then what one Job asks for."""
 
 
 def cards() -> int:
@@ -69,45 +72,92 @@ def set_up(client: SyncPrefectClient, wanted: Wanted, *, dry_run: bool) -> Itera
     """
     for name in POOLS:
         yield _pool(client, name, wanted, dry_run=dry_run)
-    slots = {f"gpu-{index}": f"card {index}: one task at a time" for index in range(_cards(wanted))}
-    slots["vllm"] = "one vLLM at a time"
+    # A cluster gives each Job its cards.
+    slots = {} if wanted.image is not None else _slots(wanted)
     there = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=200)}
     for name, purpose in slots.items():
         yield _limit(client, name, purpose, there.get(name), dry_run=dry_run)
     yield _automation(client, dry_run=dry_run)
 
 
+def _slots(wanted: Wanted) -> dict[str, str]:
+    slots = {f"gpu-{index}": f"card {index}: one task at a time" for index in range(_cards(wanted))}
+    slots["vllm"] = "one vLLM at a time"
+    return slots
+
+
 def _pool(client: SyncPrefectClient, name: str, wanted: Wanted, *, dry_run: bool) -> Item:
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
-    from prefect.workers.process import ProcessWorker
 
+    kind = "process" if wanted.image is None else "kubernetes"
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        environment = _environment(name, wanted.root or ArtifactStore().shown, _cards(wanted))
-        _fill(template, environment, wanted.directory or Path.cwd())
+        template = new_template(name, wanted)
         if not dry_run:
             client.create_work_pool(
-                WorkPoolCreate(name=name, type="process", description=POOLS[name], base_job_template=template)
+                WorkPoolCreate(name=name, type=kind, description=POOLS[name], base_job_template=template)
             )
         return Item("would make" if dry_run else "made", "work pool", name, _told(template))
-    if pool.type != "process":
+    if pool.type != kind:
+        known = {"process": "leave --kubernetes out, or ", "kubernetes": "give --kubernetes IMAGE, or "}
         raise ConfigError(
             "a work pool of this name is of another type",
             field=f"work pool {name}",
             got=pool.type,
-            expected="process",
-            next_step=f"rename or delete it: prefect work-pool delete {name}",
+            expected=kind,
+            next_step=f"{known.get(pool.type, '')}rename or delete it: prefect work-pool delete {name}",
         )
     template = copy.deepcopy(pool.base_job_template)
-    _fill(template, _environment(name, wanted.root, wanted.gpus), wanted.directory)
+    if wanted.image is None:
+        _fill(template, _environment(name, wanted.root, wanted.gpus), wanted.directory)
+    else:
+        _fill_job(template, name, wanted)
     if template == pool.base_job_template:
         return Item("found", "work pool", name, _told(template) + (", paused" if pool.is_paused else ""))
     if not dry_run:
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     return Item("would change" if dry_run else "changed", "work pool", name, _told(template))
+
+
+def new_template(name: str, wanted: Wanted) -> dict[str, Any]:
+    """The job template of a pool that is made."""
+    from prefect.workers.process import ProcessWorker
+
+    if wanted.image is not None:
+        template: dict[str, Any] = json.loads(job_template_file().read_text(encoding="utf-8"))
+        _fill_job(template, name, wanted)
+        return template
+    template = ProcessWorker.get_default_base_job_template()
+    environment = _environment(name, wanted.root or ArtifactStore().shown, _cards(wanted))
+    _fill(template, environment, wanted.directory or Path.cwd())
+    return template
+
+
+def job_template_file() -> Path:
+    """The job template of our Kubernetes pools, as `prefect work-pool create --base-job-template` takes it too."""
+    import deployments
+
+    return Path(deployments.__file__).parent / "kubernetes" / "job-template.json"
+
+
+def _fill_job(template: dict[str, Any], name: str, wanted: Wanted) -> None:
+    """Put defaults into the job template of a Kubernetes pool."""
+    properties = template["variables"]["properties"]
+    if not {"image", "gpus", "env"} <= set(properties):
+        raise ConfigError(
+            "its job template is not ours",
+            field=f"work pool {name}",
+            expected="variables image, gpus and env",
+            next_step=f"prefect work-pool update {name} --base-job-template {job_template_file()}",
+        )
+    properties["image"]["default"] = wanted.image
+    _fill(template, _environment(name, wanted.root, None), None)
+    if name == "small":
+        properties["gpus"]["default"] = 0
+    elif wanted.gpus is not None:
+        properties["gpus"]["default"] = wanted.gpus
 
 
 def _environment(pool: str, root: str | None, gpus: int | None) -> dict[str, str]:
@@ -133,7 +183,10 @@ def _told(template: dict[str, Any]) -> str:
     properties = template["variables"]["properties"]
     environment = properties.get("env", {}).get("default") or {}
     root = environment.get("SAEINTERP_ROOT", "the worker's SAEINTERP_ROOT")
-    directory = properties.get("working_dir", {}).get("default") or "a temporary folder"
+    if "working_dir" not in properties:
+        cards = properties.get("gpus", {}).get("default")
+        return f"artifacts in {root}, each run a Job of {properties['image']['default']} with {cards} GPUs"
+    directory = properties["working_dir"].get("default") or "a temporary folder"
     slots = f", {environment['SAEINTERP_GPU_SLOTS']} cards with a slot" if "SAEINTERP_GPU_SLOTS" in environment else ""
     return f"artifacts in {root}, runs start in {directory}{slots}"
 

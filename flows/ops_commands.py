@@ -10,6 +10,7 @@ import typer
 
 from flows.terminal import err, guard, out
 from saeinterp.artifacts import ArtifactStore
+from saeinterp.errors import ConfigError
 
 app = typer.Typer(
     name="ops",
@@ -48,6 +49,16 @@ def setup(
             show_default=False,
         ),
     ] = None,
+    kubernetes: Annotated[
+        str | None,
+        typer.Option(
+            "--kubernetes",
+            help="Runs are Jobs of this image on a Kubernetes cluster; --gpus is then what one run of the pool gpu "
+            "asks for (1), --root a path in its containers (/data).",
+            metavar="IMAGE",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing; make nothing.")] = False,
 ) -> None:
     """Make work pools, a concurrency limit per card and for vLLM, and automations, where they are missing.
@@ -58,8 +69,16 @@ def setup(
     from flows.server import connected
 
     def work() -> None:
+        if kubernetes is not None and directory is not None:
+            raise ConfigError(
+                "runs on Kubernetes start in the image's folder",
+                field="--directory",
+                got=str(directory),
+                next_step="leave it out; --root names the artifact folder",
+            )
         wanted = Wanted(
             gpus=gpus,
+            image=kubernetes,
             root=None if root is None else ArtifactStore(root).shown,
             directory=None if directory is None else directory.expanduser().absolute(),
         )
@@ -68,12 +87,17 @@ def setup(
             for item in set_up(client, wanted, dry_run=dry_run):
                 detail = f": {item.detail}" if item.detail else ""
                 out.print(f"{item.status:<12} {item.what} {item.name}{detail}", markup=False)
-        if gpus is None and not cards():
+        if gpus is None and kubernetes is None and not cards():
             out.print("no GPU is here, so no card has a limit; --gpus N makes those of the worker's machine")
         if dry_run:
             out.print("nothing was made (--dry-run)")
         else:
-            out.print(f"next: {DEPLOY}\nthen, on the worker's machine: saeinterp ops worker --pool gpu", markup=False)
+            then = (
+                "the worker in your cluster"
+                if kubernetes
+                else "on the worker's machine: saeinterp ops worker --pool gpu"
+            )
+            out.print(f"next: {DEPLOY}\nthen, {then}", markup=False)
 
     guard(work)
 
@@ -108,6 +132,9 @@ def server(
 @app.command("worker")
 def worker(
     pool: Annotated[str, typer.Option("--pool", help="Work pool whose runs it takes: gpu or small.")] = "gpu",
+    healthcheck: Annotated[
+        bool, typer.Option("--with-healthcheck", help="Answer /health at port 8080, for containers.")
+    ] = False,
 ) -> None:
     """Start a worker of a pool, in this process, with a temporary folder of its own and files that only you can read.
 
@@ -118,4 +145,4 @@ def worker(
     from flows.prefect_server import become_worker
 
     settings = get_current_settings()
-    guard(lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url)))
+    guard(lambda: become_worker(settings.home, pool=pool, configured=bool(settings.api.url), healthcheck=healthcheck))

@@ -97,11 +97,12 @@ def become_server(access: Access, *, host: str, port: int) -> None:
     _become(["server", "start", "--host", host, "--port", str(port)], environment)
 
 
-def become_worker(home: Path, *, pool: str, configured: bool) -> None:
+def become_worker(home: Path, *, pool: str, configured: bool, healthcheck: bool = False) -> None:
     """Replace this process by a worker.
 
     Args:
         configured: Whether a server's address is set; else it is that of the server here.
+        healthcheck: Also answer `/health` at PREFECT_WORKER_WEBSERVER_PORT, for what restarts dead containers.
 
     Raises:
         ArtifactError: Others can read the server's password.
@@ -119,7 +120,7 @@ def become_worker(home: Path, *, pool: str, configured: bool) -> None:
         )
     environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
     environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
-    _become(["worker", "start", "--pool", pool], environment)
+    _become(["worker", "start", "--pool", pool, *(["--with-healthcheck"] if healthcheck else [])], environment)
 
 
 def _become(arguments: list[str], environment: dict[str, str]) -> None:

@@ -41,8 +41,20 @@ def test_every_relative_link_in_the_docs_leads_to_a_file() -> None:
     import re
 
     broken = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_every_make_target_that_the_guides_name_exists() -> None:
+    import re
+
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    call = re.compile(r"(?:^|`)make ((?:[a-z-]+ ?)+)(?=`|$|  |[A-Z])", re.MULTILINE)
+    lines = [line for page in pages for line in call.findall(page.read_text(encoding="utf-8"))]
+    named = {target for line in lines for target in line.split()}
+    assert {"audit", "dist", "test-slow"} <= named
+    assert named - targets == set()
