@@ -10,10 +10,10 @@ KILLS := tests/flows/test_operations_kills.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
-OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
+OWN_TARGET := tests/flows tests/docs tests/browser tests/peers tests/vllm tests/benchmarks
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: docs test-docs help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -102,6 +102,12 @@ bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM
 
 bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
 	$(RUN) tests/benchmarks/dashboard.py $(BENCH)
+
+docs: .venv/.installed ## the documentation as a site in build/docs
+	$(RUN) -m mkdocs build --quiet --strict
+
+test-docs: .venv/.installed ## every command of the documentation typed, its settings and links checked, its site built
+	$(RUN) -m pytest tests/docs
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .
