@@ -123,7 +123,9 @@ COMMANDS: dict[str, Real | Elsewhere] = {
         "takes minutes", f"{FLOWS}test_operations.py::test_a_bare_name_from_another_folder_runs_to_the_report"
     ),
     "saeinterp submit train-saes --preset llama2-layers -p training.k=64": Real("train-saes/gpu"),
-    "saeinterp submit compare-models --config mine.yaml": Real("compare-models/gpu"),
+    "saeinterp submit compare-models --config mine.yaml": Real(
+        "compare-models/gpu", {"mine.yaml": "{folder}/mine.yaml"}
+    ),
     "prefect deployment run compare-explainers/gpu": Real("Created flow run"),
     "prefect flow-run retry ID": Elsewhere(
         "needs a run that failed on a worker", f"{FLOWS}test_operations_retry.py::test_retried_from_a_terminal"

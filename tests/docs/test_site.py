@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, every link leads somewhere, and nothing comes from outside."""
+"""The documentation as a site: it builds without a warning, links lead somewhere, nothing comes from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that the documentation shows are settings that there are; its Python runs, or at least imports what it names."""
+"""Settings that the documentation shows are settings that there are; its Python runs, or imports what it names."""
 
 from __future__ import annotations
 
