@@ -174,6 +174,8 @@ def plan(
 ) -> None:
     """Show what a run would do: steps, what is already there, bytes, LLM requests, what is missing. Runs nothing."""
     settings = _config(flow, config, overrides or [])
+    if scale:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # arithmetic needs no hub
     prepare_environment(root)
     if scale:
         from flows import scale as scales

@@ -85,7 +85,11 @@ class Pricing:
         return config.model_copy(update={"training": training.model_copy(update={"saes": {}})})  # type: ignore[union-attr]
 
     def stand_in(self, inputs: Mapping[str, Any], error: SaeinterpError) -> Recipe | None:
-        """The recipe of a subject that is not here, for the walk alone; None where its sizes are not known."""
+        """The recipe of a model or a checkpoint that is not here, for the walk alone; None for any other step.
+
+        Raises:
+            ConfigError: A model of which no sizes are known.
+        """
         if "positions" in inputs:
             name = inputs["positions"].thoughts.checkpoint
             self.assume(f"{name} is not here: a checkpoint of the model's own size")
@@ -95,8 +99,10 @@ class Pricing:
                 kind="activations", name=str(name).split("/")[-1].lower(), version=0, config=values, inputs=inner
             )
         subject = inputs.get("config")
-        if not isinstance(subject, SubjectConfig) or subject.model not in self.sizes["models"]:
+        if not isinstance(subject, SubjectConfig):
             return None
+        if subject.model not in self.sizes["models"]:
+            raise self._unknown(subject) from error
         shape = self.sizes["models"][subject.model]
         values = {
             "assumed": subject.model,
@@ -112,22 +118,31 @@ class Pricing:
         found = None if price is None else price(inputs)
         if found is None:
             return []
-        site = inputs.get("hookpoint") or ""
-        shared = found.pop("shared", 0.0)
-        own = Line(recipe.kind, recipe.name, parse_site(site).hookpoint if site else "", **found)
-        return [own, Line(recipe.kind, recipe.name, "", flops=shared)] if shared else [own]
+        kind, name = recipe.kind, recipe.name
+        shared, each = found.pop("shared", 0.0), found.pop("each", {})
+        lines = [Line(kind, name, self._layer(inputs), **found)]
+        lines += [Line(kind, name, parse_site(site).hookpoint, size=size) for site, size in each.items()]
+        return [*lines, Line(kind, name, "", flops=shared)] if shared else lines
+
+    def _layer(self, inputs: dict[str, Any]) -> str:
+        site = inputs.get("hookpoint") or self._inputs(inputs.get("examples")).get("hookpoint")
+        site = site or next(iter(inputs.get("saes", ())), "")
+        return parse_site(site).hookpoint if site else ""
 
     def shape(self, subject: Any) -> Architecture:
         config = self._inputs(subject)["config"]
-        described = Path(config.model) / "config.json"
+        file = Path(config.model) / "config.json"
         if config.model in self.sizes["models"]:
             self.assume(f"sizes of {config.model} from deployments/sizes.yaml")
             values = dict(self.sizes["models"][config.model])
             del values["tokenizer"]
             return Architecture(**values)
-        if described.is_file():
-            return _described(read_json(described), where=str(described))
-        raise ConfigError(
+        if file.is_file():
+            return described(read_json(file), where=str(file))
+        raise self._unknown(config)
+
+    def _unknown(self, config: SubjectConfig) -> ConfigError:
+        return ConfigError(
             "sizes are not known",
             field="subject.model",
             got=config.model,
@@ -191,13 +206,14 @@ class Pricing:
             sites = site_names(inputs["capture"].hookpoints, inputs["positions"].select)
             blocks = _depth(inputs["capture"].hookpoints)
             flops = forward_flops(shape, count * length, context=length, blocks=blocks, head=False)
-            size = activation_bytes(int(count), shape.d_model, sites)
-            return {"tokens": count * length, "size": size, "flops": flops}
+            each = {site: activation_bytes(int(count), shape.d_model, (site,)) for site in sites}
+            return {"tokens": count * length, "each": each, "flops": flops}
         corpus, hookpoints = inputs["corpus"], inputs["config"].hookpoints
         tokens = self.tokens(corpus, *inputs["splits"])
         context = self._inputs(corpus)["config"].context_length
         flops = forward_flops(shape, tokens, context=context, blocks=_depth(hookpoints), head=False)
-        return {"tokens": tokens, "size": activation_bytes(int(tokens), shape.d_model, hookpoints), "flops": flops}
+        each = {name: activation_bytes(int(tokens), shape.d_model, (name,)) for name in hookpoints}
+        return {"tokens": tokens, "each": each, "flops": flops}
 
     def _sae(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         if "folder" in inputs:
@@ -344,7 +360,7 @@ def _depth(hookpoints: Any) -> int:
     return max(layer_of(name) for name in hookpoints) + 1
 
 
-def _described(values: Mapping[str, Any], *, where: str) -> Architecture:
+def described(values: Mapping[str, Any], *, where: str) -> Architecture:
     """The sizes in a checkpoint's `config.json`."""
     values = values.get("text_config", values)
     kind = values.get("model_type")

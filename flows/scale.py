@@ -81,7 +81,7 @@ def card_peak(card: str) -> tuple[str, float]:
 
 
 def make_scale(flow: Any, config: BaseModel, *, card: str = CARD, utilisation: float = UTILISATION) -> Scale:
-    """Walk `flow` with `config` and price every step; nothing runs, nothing is written, no hub is asked.
+    """Walk `flow` with `config` and price every step; nothing runs and nothing is written.
 
     Raises:
         ConfigError: No such card, a utilisation outside (0, 1], or a model whose sizes are not known.
