@@ -13,7 +13,7 @@ OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/docs tests/browser tests/peers tests/vllm tests/benchmarks
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES)
 
-.PHONY: docs test-docs help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: docs test-docs help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard bench-scaling check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -99,6 +99,9 @@ bench-enrichment: .venv/.installed ## associations, nulls and half-samples at fu
 bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM: ours, vLLM's bench client, delphi
 	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt
 	$(RUN) tests/benchmarks/clients.py $(BENCH)
+
+bench-scaling: .venv/.installed ## how the time of each step grows with layers, tokens and latents
+	$(RUN) tests/benchmarks/scaling.py $(BENCH)
 
 bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
 	$(RUN) tests/benchmarks/dashboard.py $(BENCH)

@@ -165,6 +165,14 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp run compare-interpretability --config preset:interpretability-small": Elsewhere(
         "takes minutes", f"{FLOWS}test_correlate_tokens.py::test_two_models_are_compared_on_their_shared_problems"
     ),
+    # method/scale.md
+    "saeinterp plan compare-models --config preset:llama2-finance --scale": Real("layers.28"),
+    "saeinterp plan compare-explainers --config preset:qwen-7b-vs-72b --scale --gpu A100 --utilisation 0.4": Real(
+        "one A100 by data sheet x 0.4"
+    ),
+    "saeinterp plan compare-interpretability --config preset:gsm8k-llama-1b-vs-gpt2 --scale --json": Real(
+        '"gpu_hours"'
+    ),
     # how-to/training.md
     "saeinterp run train-saes -c run.yaml --set 'training.overrides={layers.15: {k: 64}}'": Real(
         r"report\.md", {"{layers.15: {k: 64}}": "{layers.1: {k: 2}}"}
