@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -100,3 +102,25 @@ def _check_prefect(arguments: list[str], place: str) -> None:
     assert done.returncode == 0, f"{place}: prefect has no {' '.join(path)}:\n{done.stdout}{done.stderr}"
     for option in (word for word in command if word.startswith("--")):
         assert option in done.stdout, f"{place}: prefect {' '.join(path)} has no {option}"
+
+
+def test_the_reference_lists_every_command_with_every_option() -> None:
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+
+    def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from leaves(inner, f"{path} {name}")
+        if not hasattr(command, "commands"):
+            yield path, command
+
+    missing = []
+    for path, command in leaves(CLI, "saeinterp"):
+        (row,) = [line for line in page.splitlines() if re.match(rf"\| `{path}(?![\w-])", line)] or [""]
+        if not row:
+            missing.append(path)
+            continue
+        options = [option for option in command.params if option.param_type_name == "option"]
+        shown = [any(name in row for name in (*option.opts, *option.secondary_opts)) for option in options]
+        names = [option.opts[0] for option, there in zip(options, shown, strict=True) if not there]
+        missing += [f"{path} {name}" for name in names if name != "--root"]
+    assert missing == []
