@@ -1,6 +1,6 @@
 """How the time of each step grows with layers, tokens and latents: slopes of log time against log size, with intervals.
 
-`make bench-scaling` prints markdown and writes it beside JSON (about eight minutes). SmolLM2-135M on the Python language
+`make bench-scaling` prints markdown and writes it beside JSON (some minutes). SmolLM2-135M on the Python language
 reference, on the CPU; everything but the size that a row names stays as it is. Sizes are taken in turn, from the
 smallest to the largest and again. CPU seconds are counted, not wall time, so that other programs disturb less (they do
 still: caches and clocks are shared). A slope of 1 is time in proportion, 0 is time that does not grow. Training is the
