@@ -218,12 +218,16 @@ def main() -> None:
             if options.only and case.step not in options.only:
                 continue
             found.append(measure(case, rounds=options.rounds))
+            _write(options.out, about, found)
             print(f"{case.step} by {case.grows}: slope {found[-1]['slope']:.2f}", file=sys.stderr, flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"about": about, "cases": found}, indent=1) + "\n")
-    table = markdown(about, found)
-    options.out.with_suffix(".md").write_text(table + "\n")
-    print(table)
+    print(markdown(about, found))
+
+
+def _write(out: Path, about: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """After every case, so that an end in the middle loses one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"about": about, "cases": found}, indent=1) + "\n")
+    out.with_suffix(".md").write_text(markdown(about, found) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from documented_commands import COMMANDS, Real
 from explain.oracle import Oracle
 from lab import Lab, free_port
 
-PATIENCE = 240.0  # seconds for one command, on a loaded machine
+PATIENCE = 480.0  # seconds for one command, on a loaded machine
 _NAME = re.compile(r"\b([a-z-]+)/([\w.-]+)-(?:1a2b3c4d|5e6f7a8b)\b")
 SCORES = [(10, 0.51, 0.42), (11, 0.62, 0.40), (12, 0.33, 0.35), (13, 0.71, 0.60), (14, 0.44, 0.30), (15, 0.58, 0.49)]
 HEALTH = "model,layer,loss_recovered,l0,dead\nm,4,0.98,31.5,0.12\nm,10,0.96,31.9,0.2\n"
@@ -178,7 +178,7 @@ class Desk:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

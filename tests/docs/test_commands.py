@@ -43,7 +43,7 @@ def test_the_test_that_runs_a_command_in_our_place_is_there(entry: Elsewhere) ->
     assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).is_file()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("command", TYPED, ids=_named)
 def test_a_command_does_what_its_page_says(command: Command, desk) -> None:  # type: ignore[no-untyped-def]
     entry = COMMANDS[command.text]

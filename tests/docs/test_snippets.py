@@ -105,7 +105,7 @@ def _prepare(block: Block, desk: Any) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("block", [block for block in blocks("python") if block.page not in ELSEWHERE], ids=_named)
 def test_python_runs(block: Block, desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = desk.terminal(block.page)
