@@ -60,7 +60,7 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp view report/...": Real(r"http://127\.0\.0\.1:\d+/", {"report/...": "{report}"}, stays=True),
     "saeinterp plan compare-explainers --config preset:demo --set training.k=16": Real("LLM requests"),
     "saeinterp run compare-explainers --config preset:demo --set training.k=16": Real(
-        r"report\.html", {**TINY, "training.k=16": "training.k=3"}
+        r"report\.html", {**TINY, "training.k=16": "training.k=2"}
     ),
     "SAEINTERP_FAULT=layers.10@50 saeinterp run compare-explainers --config preset:demo --set training.seed=1": Real(
         r"layers\.1\b.*SAEINTERP_FAULT", {**TINY, "layers.10@50": "layers.1@50"}, code=1
