@@ -12,10 +12,10 @@ STORAGE := tests/flows/test_object_storage.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
-OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit
+OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit tests/docs
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -105,8 +105,17 @@ bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM
 	.venv-vllm/bin/python -m pip install -q --no-deps --target .venv-vllm/delphi -r tests/benchmarks/delphi.txt
 	$(RUN) tests/benchmarks/clients.py $(BENCH)
 
+bench-scaling: .venv/.installed ## how the time of each step grows with layers, tokens and latents
+	$(RUN) tests/benchmarks/scaling.py $(BENCH)
+
 bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
 	$(RUN) tests/benchmarks/dashboard.py $(BENCH)
+
+docs: .venv/.installed ## the documentation as a site in build/docs
+	$(RUN) -m mkdocs build --quiet --strict
+
+test-docs: .venv/.installed ## every command of the documentation typed, its settings and links checked, its site built
+	$(RUN) -m pytest tests/docs
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

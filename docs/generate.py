@@ -35,7 +35,19 @@ never enter a recipe, so changing them computes nothing again.
 
 
 PACKAGES = (
-    *("artifacts", "config", "errors", "subject", "sae", "latents", "health", "enrichment", "explain", "compare"),
+    *(
+        "artifacts",
+        "config",
+        "errors",
+        "estimates",
+        "subject",
+        "sae",
+        "latents",
+        "health",
+        "enrichment",
+        "explain",
+        "compare",
+    ),
     *("report", "stats"),
 )
 PYTHON = """# Python

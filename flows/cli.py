@@ -155,10 +155,44 @@ def submit(
 
 
 @app.command()
-def plan(flow: FlowName, config: ConfigFile = None, overrides: Overrides = None, root: Root = None) -> None:
+def plan(
+    flow: FlowName,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    root: Root = None,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="FLOPs and GPU-hours by arithmetic, also of models that are not here.")
+    ] = False,
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", help="With --scale: a card of deployments/sizes.yaml, or NAME=FLOPS.", metavar="CARD"),
+    ] = "H100",
+    utilisation: Annotated[
+        float, typer.Option("--utilisation", help="With --scale: share of the card's peak that is taken to be reached.")
+    ] = 0.3,
+    as_json: Annotated[bool, typer.Option("--json", help="With --scale: every step as JSON.")] = False,
+) -> None:
     """Show what a run would do: steps, what is already there, bytes, LLM requests, what is missing. Runs nothing."""
     settings = _config(flow, config, overrides or [])
+    if scale:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # arithmetic needs no hub
     prepare_environment(root)
+    if scale:
+        from flows import scale as scales
+
+        def work() -> None:
+            found = scales.make_scale(_flow(flow), settings, card=gpu, utilisation=utilisation)
+            if as_json:
+                typer.echo(scales.as_json(found))
+            else:
+                scales.print_scale(found, console=out)
+
+        guard(work)
+        return
+    if as_json:
+        complain(
+            ConfigError("goes with --scale", field="--json", got="no --scale", expected="--scale --json"), BAD_USAGE
+        )
     from flows.plan import print_plan
 
     guard(lambda: print_plan(_flow(flow), settings, store=ArtifactStore(), console=out))

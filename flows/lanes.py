@@ -125,6 +125,8 @@ def read_alike(a: Ref, b: Ref, configs: tuple[SubjectConfig, SubjectConfig]) -> 
     first, second = configs
     if (first.model, first.revision) == (second.model, second.revision):
         return True
+    if isinstance(a, Recipe) and isinstance(b, Recipe) and "assumed" in a.config and "assumed" in b.config:
+        return bool(a.config["fingerprint"] == b.config["fingerprint"])  # stand-ins name their tokenizer
     there = [item for item in (made(a), made(b)) if item is not None]
     if len(there) == 2:
         return same_tokenizer(*there)

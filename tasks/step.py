@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 
 from saeinterp.artifacts import Artifact, ArtifactStore, Recipe
-from saeinterp.errors import DamagedArtifactError
+from saeinterp.errors import DamagedArtifactError, SaeinterpError
 from saeinterp.report import Failure
 from tasks.caching import ByRecipe, recipe_for
 
@@ -33,15 +33,29 @@ class Plan:
     """The steps a flow would run, in order, each with the inputs it was given."""
 
     steps: list[tuple[Recipe, dict[str, Any]]] = field(default_factory=list)
+    stand_in: Callable[[Mapping[str, Any], SaeinterpError], Recipe | None] | None = None
+    """What stands for a step whose recipe cannot be known here, by its inputs; None lets the error through."""
+
+    def recipe(self, recipe: Callable[..., Recipe], inputs: dict[str, Any]) -> Recipe:
+        """The recipe of a step, or its stand-in."""
+        try:
+            return recipe_for(recipe, inputs)
+        except SaeinterpError as error:
+            found = self.stand_in(inputs, error) if self.stand_in is not None else None
+            if found is None:
+                raise
+            return found
 
 
 _PLAN: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 
 @contextlib.contextmanager
-def planning() -> Iterator[Plan]:
-    """Within this context submitted steps are recorded, not run."""
-    plan = Plan()
+def planning(
+    stand_in: Callable[[Mapping[str, Any], SaeinterpError], Recipe | None] | None = None,
+) -> Iterator[Plan]:
+    """Within this context submitted steps are recorded, not run; `stand_in` gives recipes that cannot be known here."""
+    plan = Plan(stand_in=stand_in)
     token = _PLAN.set(plan)
     try:
         yield plan
@@ -69,7 +83,7 @@ class Step:
         plan = _PLAN.get()
         if plan is None:
             return self.task.submit(**inputs, wait_for=_tolerated(after))
-        recipe = recipe_for(self.recipe, inputs)
+        recipe = plan.recipe(self.recipe, inputs)
         if all(recipe.folder != known.folder for known, _ in plan.steps):
             plan.steps.append((recipe, inputs))
         return recipe

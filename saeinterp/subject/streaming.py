@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeinterp.artifacts import Artifact, Ref, read_json
+from saeinterp.artifacts import Artifact, Recipe, Ref, read_json
 from saeinterp.config import CaptureConfig, CorpusConfig, SubjectConfig
 from saeinterp.subject.corpora import estimate_tokens
 from saeinterp.subject.models import subject_info, subject_width
@@ -22,7 +22,10 @@ def streams(
         tokens = read_json(corpus.file("corpus.json"))["tokens"]["train"]
         width = subject_info(subject)["d_model"]
     else:
-        tokens, width = estimate_tokens(corpus_config, splits=("train",)), subject_width(subject_config)
+        # What stands in for a subject that is not here states its width.
+        given = subject.config.get("d_model") if isinstance(subject, Recipe) else None
+        tokens = estimate_tokens(corpus_config, splits=("train",))
+        width = given if isinstance(given, int) else subject_width(subject_config)
     if tokens is None or width is None:
         return False
     return activation_bytes(tokens, width, config.hookpoints) > config.disk_budget_gb * 1e9
