@@ -7,6 +7,7 @@ and, in the end, given up.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import dask
 import distributed
@@ -28,7 +29,7 @@ from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
 from saeinterp.artifacts import ArtifactStore
-from saeinterp.errors import ConfigError
+from saeinterp.errors import ConfigError, SaeinterpError
 from saeinterp.hardware import hardware
 from tasks.site import Site, sees
 
@@ -42,8 +43,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 _AGAIN = "retry the run: what was finished is kept"
 
 
-class FanOutError(ConfigError):
-    """A cluster cannot be used, or lost a task."""
+class FanOutError(SaeinterpError):
+    """A cluster cannot be reached, or lost a task."""
 
 
 class FanOut(DaskTaskRunner):
@@ -60,12 +61,12 @@ class FanOut(DaskTaskRunner):
         """The cluster's client; with the first look at it the workers are looked at too.
 
         Raises:
-            FanOutError: There is no cluster, or no server that workers could report to.
-            ConfigError: A worker differs from this process.
+            FanOutError: There is no cluster.
+            ConfigError: A worker differs from this process, or there is no server that workers could report to.
         """
         if self._client is None:
             if not get_current_settings().api.url:
-                raise FanOutError(
+                raise ConfigError(
                     "tasks in other processes need a Prefect server to report to, and a temporary one has no address",
                     field="PREFECT_API_URL",
                     next_step="start one (saeinterp ops server) and set its address and password, or "
@@ -75,9 +76,9 @@ class FanOut(DaskTaskRunner):
                 client = DaskTaskRunner.client.fget(self)  # type: ignore[attr-defined]
             _examine(client)
             self._watch = _Watch(client)
-        return self._client
+        return cast("PrefectDaskClient", self._client)
 
-    def submit(self, *args: Any, **kwargs: Any) -> PrefectDaskFuture[Any]:
+    def submit(self, *args: Any, **kwargs: Any) -> PrefectDaskFuture[Any]:  # type: ignore[override]
         """Submit a task; see Prefect's own."""
         future = super().submit(*args, **kwargs)
         return StepFuture(future.task_run_id, future.wrapped_future, self._watch)
@@ -121,7 +122,7 @@ class StepFuture(PrefectDaskFuture[Any]):
         self.wait(timeout)
         if self._final_state is None:
             raise TimeoutError(f"Task run {self._task_run_id} did not complete within {timeout} seconds")
-        return self._final_state.result(raise_on_failure=raise_on_failure, _sync=True)
+        return self._final_state.result(raise_on_failure=raise_on_failure, _sync=True)  # type: ignore[call-overload]
 
     def _crash(self, cause: Exception) -> None:
         error = cause
@@ -132,7 +133,9 @@ class StepFuture(PrefectDaskFuture[Any]):
                 f"{cause.last_worker.address}",
                 next_step=f"look into the worker's log (often memory: fewer workers a machine), then {_AGAIN}",
             )
-        elif not isinstance(cause, ConfigError):
+        elif isinstance(cause, concurrent.futures.CancelledError):
+            error = FanOutError("the Dask scheduler is gone", next_step=f"start it and its workers, then {_AGAIN}")
+        elif not isinstance(cause, SaeinterpError):
             error = FanOutError(f"the Dask cluster lost this: {type(cause).__name__}: {cause}", next_step=_AGAIN)
         self._final_state = Crashed(message=str(error), data=error)
         # The process that would have said so is gone.
@@ -214,8 +217,8 @@ def _examine(client: distributed.Client) -> None:
     """Refuse workers that differ from this process, or do not see its artifacts.
 
     Raises:
-        FanOutError: A worker lacks saeinterp, or the flow's folder.
-        ConfigError: A worker has another root, version or setting.
+        FanOutError: A worker lacks saeinterp.
+        ConfigError: A worker has another root, version or setting, or does not see the flow's files.
     """
     here = Site.here()
     for address, site in _ask(client, Site.here).items():
@@ -232,7 +235,7 @@ def _examine(client: distributed.Client) -> None:
     finally:
         mark.rmdir()
     if blind:
-        raise FanOutError(
+        raise ConfigError(
             "a Dask worker does not see the flow's files there",
             field="SAEINTERP_ROOT",
             got=f"{here.root} on {', '.join(sorted(blind))}",

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 from dask_cluster import DaskCluster
+from explain.oracle import Oracle
 from operations import manifests
 from planted_problems import write_planted_problems
 from processes import survivors
@@ -60,6 +61,18 @@ def tokens(planted_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture(scope="module")
+def examples(tiny_training: dict[str, Any], oracle: Oracle) -> dict[str, Any]:
+    """`explain-features` over two layers, in seconds."""
+    return {
+        **tiny_training,
+        "capture": {"hookpoints": ["layers.0", "layers.1"]},
+        "examples": {"latents": "all", "window": 16, "max_share": 0.6, "score_activating": 4, "score_random": 4},
+        "explainer": {"kind": "top-tokens"},
+        "scorer": {"llm": {"provider": "openai", "model": "oracle", "base_url": oracle.url, "max_tokens": 1}},
+    }
+
+
+@pytest.fixture(scope="module")
 def long_training(tiny_training: dict[str, Any]) -> dict[str, Any]:
     """Two layers that each train for some seconds, with checkpoints."""
     settings = {**tiny_training["training"], "epochs": 24, "checkpoint_seconds": 0.2}
@@ -70,6 +83,14 @@ def write(folder: Path, config: dict[str, Any]) -> str:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return str(path)
+
+
+def command(flow: str, config: str, root: Path) -> list[str]:
+    return [sys.executable, "-m", "flows.cli", "run", flow, "--config", config, "--root", str(root)]
+
+
+def environment(prefect_url: str, **more: str) -> dict[str, str]:
+    return {**os.environ, "PREFECT_API_URL": prefect_url, **THREADS, **more}
 
 
 def run(cli: Cli, flow: str, config: str, root: Path, **env: str) -> CompletedProcess[str]:
@@ -91,30 +112,196 @@ def on(cluster: DaskCluster) -> dict[str, str]:
     return {**DASK, "SAEINTERP_DASK_ADDRESS": cluster.address}
 
 
-def test_a_flow_on_processes_of_its_own_makes_the_same_bytes_as_on_threads(
-    cli: Cli, prefect_url: str, tiny_training: dict[str, Any], tmp_path: Path
+@pytest.fixture(scope="module")
+def reference(
+    prefect_url: str, long_training: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What `train-saes` makes on threads."""
+    folder = tmp_path_factory.mktemp("reference")
+    with_threads = command("train-saes", write(folder, long_training), folder / "runs")
+    done = subprocess.run(
+        with_threads, cwd=ROOT, env=environment(prefect_url), capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return manifests(folder / "runs")
+
+
+def test_health_on_processes_that_the_flow_starts_makes_the_same_bytes_as_on_threads(
+    cli: Cli, long_training: dict[str, Any], reference: dict[str, str], tmp_path: Path
 ) -> None:
-    config = write(tmp_path, tiny_training)
-    done = run(cli, "train-saes", config, tmp_path / "threads")
+    done = run(cli, "train-saes", write(tmp_path, long_training), tmp_path / "runs", **DASK)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run(cli, "train-saes", config, tmp_path / "dask", **DASK)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert manifests(tmp_path / "dask") == manifests(tmp_path / "threads")
+    assert manifests(tmp_path / "runs") == reference
 
 
 def test_examples_and_associations_on_started_workers_make_the_same_bytes(
-    cli: Cli,
-    cluster: DaskCluster,
-    prefect_url: str,
-    planted_config: Path,
-    tokens: dict[str, Any],
-    tmp_path: Path,
+    cli: Cli, cluster: DaskCluster, examples: dict[str, Any], tokens: dict[str, Any], tmp_path: Path
 ) -> None:
-    flows = {"compare-explainers": str(planted_config), "correlate-tokens": write(tmp_path, tokens)}
-    for flow, config in flows.items():
-        done = run(cli, flow, config, tmp_path / "threads")
-        assert done.returncode == 0, done.stdout + done.stderr
-        done = run(cli, flow, config, tmp_path / "runs", **on(cluster))
-        assert done.returncode == 0, done.stdout + done.stderr
+    for flow, config in {"explain-features": examples, "correlate-tokens": tokens}.items():
+        file = write(tmp_path, config)
+        for root, where in ((tmp_path / "threads", {}), (tmp_path / "runs", on(cluster))):
+            done = run(cli, flow, file, root, **where)
+            assert done.returncode == 0, done.stdout + done.stderr
     made, wanted = manifests(tmp_path / "runs"), manifests(tmp_path / "threads")
     assert {name for name in {*made, *wanted} if made.get(name) != wanted.get(name)} == set()
+
+
+class Started:
+    """A flow of the command line that runs on a cluster meanwhile."""
+
+    def __init__(self, prefect_url: str, config: str, root: Path, cluster: DaskCluster, **env: str) -> None:
+        self.cluster = cluster
+        self.process = subprocess.Popen(
+            command("train-saes", config, root),
+            cwd=ROOT,
+            env=environment(prefect_url, **on(cluster), **env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def end(self, *, within: float = 240) -> tuple[int, str]:
+        """Its exit code and what it said."""
+        try:
+            said, _ = self.process.communicate(timeout=within)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said, _ = self.process.communicate()
+            raise AssertionError(f"it hangs: {said}\n{self.cluster.log()}") from None
+        return self.process.returncode, said
+
+
+def checkpointed(root: Path, *, within: float = 120) -> None:
+    """Wait until a layer has a checkpoint."""
+    deadline = time.monotonic() + within
+    while not list(root.glob(".work/sae/*/checkpoints/*")):
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.05)
+
+
+def test_workers_that_die_in_the_middle_cost_nothing(
+    prefect_url: str,
+    cluster: DaskCluster,
+    long_training: dict[str, Any],
+    reference: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    config, root = write(tmp_path, long_training), tmp_path / "runs"
+    started = Started(prefect_url, config, root, cluster)
+    worker, child = cluster.of_child(TRAINS)
+    checkpointed(root)
+    worker.kill()
+    assert survivors([child], within=30) == [], "a killed worker left its training process"
+    code, said = started.end()
+    assert code == 0, said + cluster.log()
+    assert manifests(root) == reference
+
+
+def test_a_layer_whose_workers_all_die_fails_alone_and_the_next_run_makes_it(
+    prefect_url: str, long_training: dict[str, Any], tmp_path: Path
+) -> None:
+    config, root = write(tmp_path, long_training), tmp_path / "runs"
+    none_again = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    cluster = DaskCluster(tmp_path / "dask", artifacts=root, **THREADS, **none_again)
+    try:
+        cluster.add_workers(2)
+        started = Started(prefect_url, config, root, cluster)
+        worker, _ = cluster.of_child(TRAINS)
+        checkpointed(root)
+        worker.kill()
+        code, said = started.end()
+        assert code == 1, said
+        assert "died while" in said, said
+        assert len(list(root.glob("sae/*/manifest.json"))) == 1, "the other layer went with it"
+        assert list(root.glob("report/*/report.html")), "no report of what is there"
+        cluster.add_workers(1)
+        code, said = Started(prefect_url, config, root, cluster).end()
+        assert code == 0, said
+        assert len(list(root.glob("sae/*/manifest.json"))) == 2
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_training_on_workers_ends_with_the_flow_that_wanted_it(
+    prefect_url: str, cluster: DaskCluster, long_training: dict[str, Any], how: signal.Signals, tmp_path: Path
+) -> None:
+    long_training = {**long_training, "training": {**long_training["training"], "epochs": 20_000}}
+    root = tmp_path / "runs"
+    started = Started(prefect_url, write(tmp_path, long_training), root, cluster)
+    cluster.of_child(TRAINS)
+    checkpointed(root)
+    started.process.send_signal(how)
+    started.end(within=60)
+    assert survivors(cluster.children(TRAINS), within=60) == [], cluster.log()
+    assert [worker.poll() for worker in cluster.workers] == [None, None], "a worker went with it"
+
+
+def test_a_flow_whose_scheduler_dies_ends_and_says_so(
+    prefect_url: str, cluster: DaskCluster, long_training: dict[str, Any], tmp_path: Path
+) -> None:
+    config, root = write(tmp_path, long_training), tmp_path / "runs"
+    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "8s"}  # it is looked for so long
+    started = Started(prefect_url, config, root, cluster, **soon)
+    cluster.of_child(TRAINS)
+    checkpointed(root)
+    cluster.scheduler.kill()
+    code, said = started.end()
+    assert code == 1, said
+    assert "the Dask scheduler is gone" in said, said
+
+
+def test_workers_that_differ_from_the_flow_are_refused_before_anything_runs(
+    cli: Cli, tiny_training: dict[str, Any], tmp_path: Path
+) -> None:
+    config = write(tmp_path, tiny_training)
+    cluster = DaskCluster(tmp_path / "dask", artifacts=tmp_path / "elsewhere", **THREADS)
+    try:
+        cluster.add_workers(1)
+        done = run(cli, "train-saes", config, tmp_path / "runs", **on(cluster))
+    finally:
+        cluster.close()
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "SAEINTERP_ROOT" in done.stderr, done.stderr
+    assert str(tmp_path / "elsewhere") in done.stderr
+    assert not list((tmp_path / "runs").glob("subject/*"))
+
+
+def test_a_worker_that_joins_later_and_differs_runs_no_step(
+    prefect_url: str, cluster: DaskCluster, long_training: dict[str, Any], tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    started = Started(prefect_url, write(tmp_path, long_training), root, cluster)
+    cluster.of_child(TRAINS)
+    cluster.add_workers(1, SAEINTERP_ROOT=str(tmp_path / "elsewhere"))
+    for worker in cluster.workers[:2]:
+        worker.kill()
+    code, said = started.end()
+    assert code == 1, said
+    assert "differs from the flow" in said, said
+    assert not (tmp_path / "elsewhere" / "sae").exists()
+
+
+def test_slots_hold_across_workers_and_their_lines_reach_the_run(
+    cli: Cli, prefect_url: str, cluster: DaskCluster, tiny_training: dict[str, Any], tmp_path: Path
+) -> None:
+    httpx.post(f"{prefect_url}/v2/concurrency_limits/", json={"name": "fan-0", "limit": 1, "active": True})
+    config = write(tmp_path, tiny_training)
+    slots = {"SAEINTERP_GPU_SLOTS": "fan:1"}
+    done = run(cli, "train-saes", config, tmp_path / "runs", **on(cluster), **slots)
+    assert done.returncode == 2
+    assert "SAEINTERP_GPU_SLOTS" in done.stderr, done.stderr
+
+    with_slots = DaskCluster(tmp_path / "dask-slots", artifacts=tmp_path / "runs", **THREADS, **slots)
+    try:
+        with_slots.add_workers(2)
+        done = run(cli, "train-saes", config, tmp_path / "runs", **on(with_slots), **slots)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        with_slots.close()
+    newest = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+    (flow_run,) = httpx.post(f"{prefect_url}/flow_runs/filter", json=newest).json()
+    wanted = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "limit": 200}
+    lines = [row["message"] for row in httpx.post(f"{prefect_url}/logs/filter", json=wanted).json()]
+    assert sum("holds fan-0" in line for line in lines) >= 3, json.dumps(lines, indent=1)
