@@ -13,14 +13,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
 from flows.naming import run_name
+from flows.settings import ADAPT, ADDRESS, CLUSTER, OPTIONS, RUNNER, WORKERS
 from saeinterp.errors import ConfigError, MissingDependencyError
-
-WORKERS = "SAEINTERP_WORKERS"
-RUNNER = "SAEINTERP_TASK_RUNNER"
-ADDRESS = "SAEINTERP_DASK_ADDRESS"
-CLUSTER = "SAEINTERP_DASK_CLUSTER"
-OPTIONS = "SAEINTERP_DASK_OPTIONS"
-ADAPT = "SAEINTERP_DASK_ADAPT"
 
 
 def runner() -> TaskRunner[PrefectFuture[Any]]:
