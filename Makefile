@@ -10,10 +10,12 @@ KILLS := tests/flows/test_operations_kills.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
+FAN_OUT := tests/flows/test_fan_out.py
+POSTGRES := tests/flows/test_postgres.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(FAN_OUT) $(POSTGRES)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-fan-out test-postgres test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard bench-fan-out bench-postgres check format clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -48,6 +50,12 @@ test-retries: .venv/.installed ## failed layers retried on a server and a worker
 
 test-kills: .venv/.installed ## a server, a worker, runs and their processes killed and cancelled in the middle
 	$(RUN) -m pytest -m slow $(KILLS)
+
+test-fan-out: .venv/.installed ## steps in the processes of a Dask cluster, whose parts are killed
+	$(RUN) -m pytest -m slow $(FAN_OUT)
+
+test-postgres: .venv/.installed ## a Prefect server on PostgreSQL; skipped where that is not installed
+	$(RUN) -m pytest -m slow $(POSTGRES)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
@@ -102,6 +110,12 @@ bench-clients: .venv/.installed .venv-vllm/.installed ## LLM clients on one vLLM
 
 bench-dashboard: .venv/.installed ## a report of 50,000 latents in headless Chromium
 	$(RUN) tests/benchmarks/dashboard.py $(BENCH)
+
+bench-fan-out: .venv/.installed ## one flow, and tasks that compute nothing, on threads and on a Dask cluster
+	$(RUN) tests/benchmarks/fan_out.py $(BENCH)
+
+bench-postgres: .venv/.installed ## hundreds of tasks, with the Prefect server on SQLite and on PostgreSQL
+	$(RUN) tests/benchmarks/database.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .
