@@ -78,6 +78,10 @@ class FanOut(DaskTaskRunner):
             self._watch = _Watch(client)
         return cast("PrefectDaskClient", self._client)
 
+    def other_machines(self) -> list[str]:
+        """Names of the machines of workers other than this process's, which its loopback is not that of."""
+        return sorted(set(_ask(self.client, socket.gethostname).values()) - {socket.gethostname()})
+
     def submit(self, *args: Any, **kwargs: Any) -> PrefectDaskFuture[Any]:  # type: ignore[override]
         """Submit a task; see Prefect's own."""
         future = super().submit(*args, **kwargs)

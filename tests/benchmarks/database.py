@@ -1,8 +1,8 @@
 """What a task costs with the Prefect server on SQLite and on PostgreSQL: one flow of 500 tasks, then several at once.
 
-`make bench-postgres` prints markdown. The tasks compute nothing, so all the time is Prefect's and the database's. A flow
-does not wait for the record of its tasks, which arrives as events, so both are timed; what went wrong is counted in what
-the server and the flows printed.
+`make bench-postgres` prints markdown. The tasks compute nothing, so all the time is Prefect's and the database's. A
+flow does not wait for the record of its tasks, which arrives as events, so both are timed; what went wrong is counted
+in what the server and the flows printed.
 """
 
 from __future__ import annotations
