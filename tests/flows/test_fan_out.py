@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,12 +12,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from dask_cluster import DaskCluster
 from explain.oracle import Oracle
-from operations import manifests
+from operations import TERMINAL, Operations, manifests
 from planted_problems import write_planted_problems
 from processes import survivors
 
@@ -250,9 +248,11 @@ def test_a_flow_whose_scheduler_dies_ends_and_says_so(
     started = Started(prefect_url, config, root, cluster, **soon)
     cluster.of_child(TRAINS)
     checkpointed(root)
+    training = cluster.children(TRAINS)
     cluster.scheduler.kill()
     code, said = started.end()
     assert code == 1, said
+    assert survivors(training, within=60) == [], "training went on without anybody to tell"
     assert "the Dask scheduler is gone" in said, said
 
 
@@ -287,24 +287,26 @@ def test_a_worker_that_joins_later_and_differs_runs_no_step(
     assert not (tmp_path / "elsewhere" / "sae").exists()
 
 
-def test_slots_hold_across_workers_and_their_lines_reach_the_run(
-    cli: Cli, prefect_url: str, tiny_training: dict[str, Any], tmp_path: Path
+def test_a_deployed_run_fans_out_with_slots_and_its_lines_reach_the_server(
+    operations: Operations, tiny_training: dict[str, Any], tmp_path: Path
 ) -> None:
-    httpx.post(f"{prefect_url}/v2/concurrency_limits/", json={"name": "fan-0", "limit": 1, "active": True})
-    config = write(tmp_path, {**tiny_training, "capture": {"hookpoints": ["layers.0"]}})
+    operations.make_limits("fan-0")
     slots = {"SAEINTERP_GPU_SLOTS": "fan:1"}
-    cluster = DaskCluster(tmp_path / "dask", artifacts=tmp_path / "runs", **THREADS, **slots)
+    root = tmp_path / "runs"
+    cluster = DaskCluster(tmp_path / "dask", artifacts=root, **THREADS, **slots)
     try:
         cluster.add_workers(2)
-        done = run(cli, "train-saes", config, tmp_path / "runs", **on(cluster), **slots)
+        env = {**THREADS, **on(cluster), **slots}
+        deployment = operations.deploy("train-saes", "flows/train_saes.py:train_saes", root=root, env=env)
+        run = operations.submit(deployment, {**tiny_training, "capture": {"hookpoints": ["layers.0"]}})
+        state = operations.wait(run, *TERMINAL)
+        assert state["type"] == "COMPLETED", operations.story(run) + cluster.log()
     finally:
         cluster.close()
-    assert done.returncode == 0, done.stdout + done.stderr
-    newest = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
-    (flow_run,) = httpx.post(f"{prefect_url}/flow_runs/filter", json=newest).json()
-    wanted = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}, "limit": 200}
-    lines = [row["message"] for row in httpx.post(f"{prefect_url}/logs/filter", json=wanted).json()]
-    assert sum("holds fan-0" in line for line in lines) >= 3, json.dumps(lines, indent=1)
+    computes = {"capture-activations subject", "train-layer layers.0 subject", "measure-health layers.0 subject"}
+    operations.until(
+        lambda: computes <= operations.task_lines(run, r"holds (fan-0)").keys(), 60, lambda: operations.story(run)
+    )
 
 
 def test_a_worker_is_admitted_only_with_what_the_flow_has() -> None:
