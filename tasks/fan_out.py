@@ -133,8 +133,8 @@ class StepFuture(PrefectDaskFuture[Any]):
         if isinstance(cause, distributed.scheduler.KilledWorker):
             # In words of ours, and without the key of a task that nobody knows by it.
             error = FanOutError(
-                f"{cause.allowed_failures + 1} Dask workers died while they ran this, the last one "
-                f"{cause.last_worker.address}",
+                f"every Dask worker that ran this died ({cause.allowed_failures + 1}, the last one "
+                f"{cause.last_worker.address})",
                 next_step=f"look into the worker's log (often memory: fewer workers a machine), then {_AGAIN}",
             )
         elif isinstance(cause, concurrent.futures.CancelledError):
