@@ -13,9 +13,11 @@ RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secr
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit tests/docs
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE) $(FAN_OUT) $(POSTGRES)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling test-fan-out test-postgres bench-fan-out bench-postgres
+FAN_OUT := tests/flows/test_fan_out.py
+POSTGRES := tests/flows/test_postgres.py
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -53,6 +55,11 @@ test-kills: .venv/.installed ## a server, a worker, runs and their processes kil
 
 test-storage: .venv/.installed ## artifacts in a bucket: kills while sending and fetching, a whole flow, other machines
 	$(RUN) -m pytest -m slow tests/storage $(STORAGE)
+test-fan-out: .venv/.installed ## steps in the processes of a Dask cluster, whose parts are killed
+	$(RUN) -m pytest -m slow $(FAN_OUT)
+
+test-postgres: .venv/.installed ## a Prefect server on PostgreSQL; skipped where that is not installed
+	$(RUN) -m pytest -m slow $(POSTGRES)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
@@ -116,6 +123,10 @@ docs: .venv/.installed ## the documentation as a site in build/docs
 
 test-docs: .venv/.installed ## every command of the documentation typed, its settings and links checked, its site built
 	$(RUN) -m pytest tests/docs
+bench-fan-out: .venv/.installed ## one flow, and tasks that compute nothing, on threads and on a Dask cluster
+	$(RUN) tests/benchmarks/fan_out.py $(BENCH)
+bench-postgres: .venv/.installed ## hundreds of tasks, with the Prefect server on SQLite and on PostgreSQL
+	$(RUN) tests/benchmarks/database.py $(BENCH)
 
 check: .venv/.installed ## formatting, lint, types, import direction
 	$(RUN) -m ruff format --check .

@@ -16,7 +16,9 @@ from urllib.parse import urlparse
 import httpx
 from rich.console import Console
 
+from flows.database import POSTGRES, SQLITE
 from flows.prefect_server import FILE as SERVER_FILE
+from flows.settings import RUNNER
 from saeinterp.artifacts import ArtifactStore
 from saeinterp.errors import SaeinterpError
 
@@ -209,6 +211,7 @@ def _prefect() -> Iterator[Finding]:
             "start it with saeinterp ops server, or set PREFECT_SERVER_API_AUTH_STRING on the server and "
             "PREFECT_API_AUTH_STRING here: every user of its machine can read what it stores, and start runs",
         )
+        yield from _database(url, None)
     elif auth is None:
         yield Finding("problem", "Prefect access", "the server wants a password", "set PREFECT_API_AUTH_STRING")
     else:
@@ -216,6 +219,7 @@ def _prefect() -> Iterator[Finding]:
         allowed = httpx.post(f"{url.rstrip('/')}/flows/filter", json={"limit": 1}, auth=(name, password), timeout=5)
         if allowed.status_code == 200:
             yield Finding("ok", "Prefect access", "only with the password")
+            yield from _database(url, (name, password))
         else:
             yield Finding(
                 "problem",
@@ -223,6 +227,26 @@ def _prefect() -> Iterator[Finding]:
                 "the server refuses the password",
                 "set PREFECT_API_AUTH_STRING to what the server was started with",
             )
+
+
+def _database(url: str, auth: tuple[str, str] | None) -> Iterator[Finding]:
+    """Which database the server has, as far as it says: `saeinterp ops server` names the driver, others may not."""
+    try:
+        reply = httpx.get(f"{url.rstrip('/')}/admin/settings", auth=auth, timeout=5)
+        driver = reply.json()["server"]["database"]["driver"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        driver = None
+    if driver == POSTGRES:
+        yield Finding("ok", "Prefect database", "PostgreSQL")
+    elif driver == SQLITE:
+        fans_out = os.environ.get(RUNNER, "").strip() not in ("", "threads")
+        level: Literal["ok", "warning"] = "warning" if fans_out else "ok"
+        remedy = "saeinterp ops server --database postgresql+asyncpg://..." if fans_out else ""
+        yield Finding(
+            level, "Prefect database", "SQLite, which takes one writer at a time: enough for a few runs", remedy
+        )
+    else:
+        yield Finding("ok", "Prefect database", "unknown: the server does not say; many runs at once need PostgreSQL")
 
 
 def _privacy(store: ArtifactStore) -> Iterator[Finding]:

@@ -106,6 +106,17 @@ def setup(
 def server(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 4200,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            help="Address of its database, such as postgresql+asyncpg://prefect@127.0.0.1:5432/prefect, without the "
+            "password, which PREFECT_SERVER_DATABASE_PASSWORD has. Default is PREFECT_SERVER_DATABASE_CONNECTION_URL, "
+            "else SQLite in Prefect's folder.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Start a Prefect server that wants a password, in this process; the first start makes one.
 
@@ -113,18 +124,22 @@ def server(
     """
     from prefect.settings import get_current_settings
 
+    from flows.database import database, reach
     from flows.prefect_server import access, become_server
 
     def work() -> None:
+        kept = database(address)
+        version = reach(kept)
         found = access(get_current_settings().home, host=host, port=port)
         out.print(f"server {found.url}\npassword in {found.file}", markup=False)
+        out.print(f"database {kept.shown}" + (f" ({version})" if version else ""), markup=False)
         out.print(f"elsewhere on this machine: set -a; . {quote(str(found.file))}; set +a", markup=False)
         if host not in ("127.0.0.1", "localhost", "::1"):
             err.print(
                 "note: the password travels unencrypted; put TLS in front, or stay on 127.0.0.1 with an SSH tunnel",
                 style="yellow",
             )
-        become_server(found, host=host, port=port)
+        become_server(found, kept, host=host, port=port)
 
     guard(work)
 

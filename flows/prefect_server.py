@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.database import URL_VARIABLE, Database
 from saeinterp.errors import ArtifactError, ConfigError
 
 FILE = "server.env"
@@ -79,7 +80,7 @@ def _write(file: Path, text: str) -> None:
     draft.replace(file)
 
 
-def become_server(access: Access, *, host: str, port: int) -> None:
+def become_server(access: Access, database: Database, *, host: str, port: int) -> None:
     """Replace this process by the Prefect server."""
     os.umask(OPEN)
     environment = {
@@ -93,6 +94,10 @@ def become_server(access: Access, *, host: str, port: int) -> None:
         "PREFECT_SERVER_API_AUTH_STRING": access.password,
         "PREFECT_API_AUTH_STRING": access.password,
         "PREFECT_API_URL": access.url,
+        # In the environment, which only this user can read. The driver is there for `saeinterp doctor`, who can ask
+        # the server for it, and not for the address.
+        URL_VARIABLE: database.url,
+        "PREFECT_SERVER_DATABASE_DRIVER": database.driver,
     }
     _become(["server", "start", "--host", host, "--port", str(port)], environment)
 
@@ -119,7 +124,10 @@ def become_worker(home: Path, *, pool: str, configured: bool, healthcheck: bool 
             next_step="start one here (saeinterp ops server), or set PREFECT_API_URL and PREFECT_API_AUTH_STRING",
         )
     environment = {"TMPDIR": str(temporary), "DO_NOT_TRACK": "1", **client, **os.environ}
-    environment.pop("PREFECT_SERVER_API_AUTH_STRING", None)
+    for name in [
+        name for name in environment if name.startswith(("PREFECT_SERVER_API_AUTH", "PREFECT_SERVER_DATABASE"))
+    ]:
+        del environment[name]  # no run needs them
     _become(["worker", "start", "--pool", pool, *(["--with-healthcheck"] if healthcheck else [])], environment)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
 from saeinterp.artifacts import ArtifactStore
@@ -86,6 +87,7 @@ class Servers:
             self._stop()
             wait_for(self._after)
             release_gpu_memory()
+            _refuse_distance()
             held = self._stack.enter_context(cards(_need(llm), server=True))
             self._server = self._stack.enter_context(
                 vllm_server(llm, store=ArtifactStore(), visible=held.visible, say=get_run_logger().info)
@@ -102,6 +104,23 @@ class Servers:
             get_run_logger().error("%s", failure)
         self._server = None
         self._stack.close()
+
+
+def _refuse_distance() -> None:
+    """A server of the flow's own listens on the loopback of the flow's machine.
+
+    Raises:
+        ConfigError: Tasks run on others.
+    """
+    context = FlowRunContext.get()
+    other_machines = getattr(context.task_runner, "other_machines", None) if context else None
+    if other_machines is not None and (names := other_machines()):
+        raise ConfigError(
+            "a server that the run starts is reached from its own machine alone, and Dask workers are elsewhere",
+            field="llm.provider",
+            got=", ".join(names),
+            next_step="start the server yourself, and name it in llm.base_url",
+        )
 
 
 def _need(llm: LLMConfig) -> Need:

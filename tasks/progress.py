@@ -20,6 +20,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from saeinterp.progress import Progress
+from tasks.site import stop_if_dropped
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,16 @@ def show_on(display: Display | None) -> None:
 
 
 def listener(task: str) -> Progress:
-    """A progress callback for the running task, named `task` in bars and lines."""
+    """A progress callback for the running task, named `task` in bars and lines; it also ends tasks nobody waits for."""
     logger = get_run_logger()
+    go_on = stop_if_dropped()
     artifact = _ProgressArtifact(task)
     started = last = time.monotonic()
     shown = False
 
     def report(done: int, total: int, what: str) -> None:
         nonlocal last, shown
+        go_on()
         if _display is not None:
             _display.update(task, done, total, what)
         now = time.monotonic()

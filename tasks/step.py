@@ -22,6 +22,7 @@ from saeinterp.artifacts import Artifact, ArtifactStore, Recipe
 from saeinterp.errors import DamagedArtifactError, SaeinterpError
 from saeinterp.report import Failure
 from tasks.caching import ByRecipe, recipe_for
+from tasks.site import admitted
 
 Pending = PrefectFuture[Artifact] | Recipe
 """What `Step.submit` returns: a future, or a recipe while planning."""
@@ -116,6 +117,7 @@ def step(recipe: Callable[..., Recipe]) -> Callable[[Callable[..., Artifact]], S
 
         @functools.wraps(function)
         def unless_there(*args: Any, **inputs: Any) -> Artifact:
+            admitted()
             # What is there, made ahead or by another run, waits for no turn and no card.
             with contextlib.suppress(DamagedArtifactError):
                 found = ArtifactStore().find(recipe_for(recipe, signature.bind(*args, **inputs).arguments))
@@ -123,6 +125,8 @@ def step(recipe: Callable[..., Recipe]) -> Callable[[Callable[..., Artifact]], S
                     return found
             return function(*args, **inputs)
 
+        # Found under this name, it goes to other processes by reference and runs as their own code.
+        unless_there.__qualname__ = f"{function.__name__}.task.fn"
         make = task(
             name=name,
             task_run_name=name + " {label}",
@@ -154,7 +158,14 @@ class Ahead:
 def ahead(function: Callable[..., None]) -> Ahead:
     """Make such a task from a thin function; its `label` argument names the task run."""
     name = function.__name__.replace("_", "-")
-    return Ahead(task(name=name, task_run_name=name + " {label}")(function))
+
+    @functools.wraps(function)
+    def where_admitted(*args: Any, **inputs: Any) -> None:
+        admitted()
+        function(*args, **inputs)
+
+    where_admitted.__qualname__ = f"{function.__name__}.task.fn"
+    return Ahead(task(name=name, task_run_name=name + " {label}")(where_admitted))
 
 
 def _tolerated(value: Any) -> Any:

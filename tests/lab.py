@@ -50,10 +50,10 @@ class Lab:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "SAEINTERP"))}
         return {**kept, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", **more}
 
-    def start_server(self) -> None:
+    def start_server(self, *args: str, **more: str) -> None:
         """`saeinterp ops server`, until it answers."""
-        command = [sys.executable, "-m", "flows.cli", "ops", "server", "--port", str(self.port)]
-        self._start("server", command, self.environment(PREFECT_HOME=str(self.home)))
+        command = [sys.executable, "-m", "flows.cli", "ops", "server", "--port", str(self.port), *args]
+        self._start("server", command, self.environment(PREFECT_HOME=str(self.home), **more))
         self._until_it_answers()
 
     def _until_it_answers(self) -> None:

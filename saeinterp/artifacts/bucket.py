@@ -197,7 +197,7 @@ class Bucket:
                 ) from error
             if not absent_ok:
                 raise
-        except Exception as error:  # noqa: BLE001 - of several libraries, without a common base
+        except Exception as error:
             raise self._error(error, doing) from error
 
     def _error(self, error: Exception, doing: str) -> Exception:
