@@ -81,7 +81,8 @@ def measure(lab: Lab, *, flows: int, tasks: int, workers: int) -> Measured:
     return Measured(
         flows,
         tasks,
-        max((item["seconds"] for item in ended), default=float("nan")),
+        max((item["start"] + item["seconds"] for item in ended), default=float("nan")),
+        max((item["start"] for item in ended), default=float("nan")),
         recorded,
         flows - len(ended),
         locked,
@@ -120,8 +121,8 @@ def main() -> None:
                     found = measure(lab, flows=flows, tasks=tasks, workers=options.workers)
                     each = 1000 * found.seconds / (flows * tasks)
                     print(
-                        f"| {name} | {flows} | {tasks} | {found.seconds:.1f} | {found.start:.1f} | {each:.0f} | {found.recorded:.1f} | "
-                        f"{found.failed} | {found.locked} | {found.missing} |",
+                        f"| {name} | {flows} | {tasks} | {found.seconds:.1f} | {found.start:.1f} | "
+                        f"{each:.0f} | {found.recorded:.1f} | {found.failed} | {found.locked} | {found.missing} |",
                         flush=True,
                     )
             finally:
