@@ -114,7 +114,7 @@ def _print(lab: Lab, options: argparse.Namespace) -> None:
         root = lab.folder / f"tasks-{runner}"
         command = [sys.executable, "-m", "many_tasks", "--tasks", str(options.tasks)]
         cost = run(command, cwd=TESTS, env=environment(runner, root))
-        found = json.loads(cost.said.splitlines()[-1])
+        found = json.loads([line for line in cost.said.splitlines() if line.startswith('{"tasks"')][-1])
         seconds, each = found["seconds"], 1000 * found["seconds"] / (options.tasks - 1)
         print(f"| {name} | {found['start']:.1f} | {seconds:.1f} | {each:.0f} | {cost.memory:,.0f} |", flush=True)
 
