@@ -7,13 +7,16 @@ import copy
 import json
 import re
 import uuid
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import prefect_kubernetes.worker
 import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.workers.base import BaseJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from shipped_files import ROOT, prefect_settings, wrong_command
 
@@ -106,6 +109,14 @@ def test_every_variable_of_the_template_is_used_and_every_placeholder_is_a_varia
     template = json.loads(job_template_file().read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+def test_prefects_worker_reads_every_field_of_the_template() -> None:
+    source = Path(prefect_kubernetes.worker.__file__).read_text()
+    fields = set(json.loads(job_template_file().read_text())["job_configuration"])
+    own = fields - set(BaseJobConfiguration.model_fields)
+    assert own >= {"job_manifest", "namespace"}
+    assert [name for name in own if not re.search(rf"(self|configuration)\.{name}\b", source)] == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
