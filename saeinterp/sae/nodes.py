@@ -9,6 +9,7 @@ machine that comes late, or again, finds what is going on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -21,11 +22,13 @@ from types import FrameType
 
 from saeinterp.artifacts import read_json, write_json
 from saeinterp.config import LaunchConfig
+from saeinterp.errors import TrainingError
 from saeinterp.sae.launch import environment
 
 log = logging.getLogger(__name__)
 
 END = "end.json"
+_STOPPING = "stopping"
 _POLL_SECONDS = 1.0
 _TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
@@ -48,7 +51,12 @@ def make_call(folder: Path, arguments: Sequence[str]) -> list[str]:
 
     Returns:
         The command line for this machine.
+
+    Raises:
+        TrainingError: The run was told to end.
     """
+    if (folder / _STOPPING).exists():
+        raise TrainingError("the run was told to end", field="calls", got=str(folder), next_step="start it again")
     folder.mkdir(parents=True, exist_ok=True)
     number = int(calls[-1].stem.rpartition("-")[2]) + 1 if (calls := calls_in(folder)) else 1
     call = folder / f"call-{number:06d}.json"
@@ -74,34 +82,42 @@ def lead(folder: Path, command: Sequence[str], *, again: int = 0) -> int:
         again: How often a command that called and then failed runs once more; it goes on from what it has finished.
             A follower that is taken away fails the call it was in, and its successor joins the next.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / END).unlink(missing_ok=True)
+    (folder / _STOPPING).unlink(missing_ok=True)
     stopped: list[int] = []
     while True:
         before = calls_in(folder)
-        process = subprocess.Popen(command)
-        _hand_on(process, stopped)
+        process = subprocess.Popen(command, process_group=0)
+        _hand_on(process, stopped, folder)
         code = process.wait()
         if stopped:
             return code
         if code == 0 or not again or calls_in(folder) == before:
-            folder.mkdir(parents=True, exist_ok=True)
             _publish(folder / END, {"code": code})
             return code
         log.warning("the run ended with exit status %d after calls to other machines; running it again", code)
         again -= 1
 
 
-def _hand_on(process: subprocess.Popen[bytes], stopped: list[int]) -> None:
-    """Pass signals on to the process at hand, also one that came just before it."""
+def _hand_on(process: subprocess.Popen[bytes], stopped: list[int], folder: Path) -> None:
+    """Pass signals on to the process at hand and its training, as a Ctrl-C would; also one that came just before it.
+
+    A flow that is told to end still waits for its steps, those of other layers too: the training at hand has to be
+    told, and the next ones make no call.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
-        process.send_signal(number)
+        (folder / _STOPPING).touch()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     if stopped:
-        process.send_signal(stopped[-1])
+        stop(stopped[-1], None)
 
 
 def follow(folder: Path) -> int:
@@ -159,7 +175,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.again and options.role != "run":
         parser.error("--again is for run")
     if options.role == "call":
-        command = make_call(options.calls, rest)
+        try:
+            command = make_call(options.calls, rest)
+        except TrainingError as error:
+            parser.exit(1, f"{error}\n")
         os.execv(command[0], command)
     code = follow(options.calls) if options.role == "follow" else lead(options.calls, rest, again=options.again)
     sys.exit(code if code >= 0 else 128 - code)

@@ -29,7 +29,9 @@ def _two_layers(training: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pod(tmp_path: Path, tiny_training: dict[str, Any]) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+def pod(
+    tmp_path: Path, tiny_training: dict[str, Any], prefect_url: str
+) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
     """Starts the pod of an index; two of them, with a process each, share the folder `runs`."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(_two_layers(tiny_training)))
     script = (
@@ -44,6 +46,7 @@ def pod(tmp_path: Path, tiny_training: dict[str, Any]) -> Iterator[Callable[[int
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "SAEINTERP"))}
     paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     own = {"SAEINTERP_ROOT": str(tmp_path / "runs"), "PREFECT_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    own["PREFECT_API_URL"] = prefect_url
     started: list[subprocess.Popen[bytes]] = []
 
     def start(index: int) -> subprocess.Popen[bytes]:
@@ -88,7 +91,7 @@ def _weights(runs: Path) -> dict[str, str]:
 
 
 def test_two_nodes_of_which_each_is_replaced_train_what_two_processes_of_one_machine_train(
-    pod: Callable[[int], subprocess.Popen[bytes]], tmp_path: Path, tiny_training: dict[str, Any]
+    pod: Callable[[int], subprocess.Popen[bytes]], tmp_path: Path, tiny_training: dict[str, Any], prefect_url: str
 ) -> None:
     calls = tmp_path / CALLS
     leader, log = pod(0), tmp_path / "pod-0.log"
@@ -115,7 +118,12 @@ def test_two_nodes_of_which_each_is_replaced_train_what_two_processes_of_one_mac
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *alone],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "home")},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_HOME": str(tmp_path / "home"),
+            "PREFECT_API_URL": prefect_url,
+        },
         capture_output=True,
         text=True,
         timeout=280,

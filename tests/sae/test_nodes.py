@@ -58,8 +58,7 @@ def test_a_follower_leaves_the_rendezvous_of_a_failed_call_for_the_next_one(tmp_
                 break
             time.sleep(0.2)
         assert nodes("call", tmp_path, *meet, "true") == 0, log.read_text()
-        make_end = [sys.executable, "-c", ""]
-        assert nodes("run", tmp_path, *make_end) == 0
+        assert nodes("run", tmp_path, "true") == 0
         assert follower.wait(timeout=60) == 0, log.read_text()
         assert "leaving call-000001" in log.read_text()
     finally:
@@ -81,6 +80,26 @@ def test_a_run_that_called_and_failed_runs_again_as_often_as_it_may(tmp_path: Pa
 def test_a_run_that_failed_before_it_called_does_not_run_again(tmp_path: Path) -> None:
     once = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(exist_ok=False); sys.exit(2)"
     assert nodes("run", tmp_path / "calls", sys.executable, "-c", once, str(tmp_path / "ran"), again=3) == 2
+
+
+def test_a_run_that_is_told_to_end_takes_its_training_along_and_calls_no_more(tmp_path: Path) -> None:
+    waits = (
+        "import signal, subprocess; signal.signal(signal.SIGTERM, lambda *_: None); print('waiting', flush=True); "
+        "subprocess.run(['sleep', '600']); raise SystemExit(5)"
+    )
+    words = [sys.executable, "-m", "saeinterp.sae.nodes", "run", "--calls", str(tmp_path), "--", sys.executable, "-c"]
+    process = subprocess.Popen([*words, waits], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "waiting" in process.stdout.readline()
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(timeout=60) == 5
+        assert not (tmp_path / "end.json").exists()
+        assert nodes("call", tmp_path, *NOTHING) == 1
+        assert calls_in(tmp_path) == []
+    finally:
+        process.kill()
 
 
 def test_a_follower_that_waits_leaves_when_it_is_told_to(tmp_path: Path) -> None:
