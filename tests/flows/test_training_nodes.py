@@ -90,7 +90,7 @@ def _weights(runs: Path) -> dict[str, str]:
     return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def test_two_nodes_of_which_each_is_replaced_train_what_two_processes_of_one_machine_train(
+def test_two_nodes_of_which_one_is_replaced_train_what_two_processes_of_one_machine_train(
     pod: Callable[[int], subprocess.Popen[bytes]], tmp_path: Path, tiny_training: dict[str, Any], prefect_url: str
 ) -> None:
     calls = tmp_path / CALLS
@@ -104,13 +104,9 @@ def test_two_nodes_of_which_each_is_replaced_train_what_two_processes_of_one_mac
     assert not (calls / "end.json").exists()
 
     leader = pod(0)
-    follower, other_log = pod(1), tmp_path / "pod-1.log"  # it may come late
-    _until(lambda: "joining call-000002" in other_log.read_text(), leader, log)
-    follower.send_signal(signal.SIGTERM)
-    assert _ended(follower, other_log) == 128 + signal.SIGTERM
-    follower = pod(1)
+    follower = pod(1)  # it may come late
     assert _ended(leader, log) == 0, log.read_text()
-    assert _ended(follower, other_log) == 0
+    assert _ended(follower, tmp_path / "pod-1.log") == 0
 
     shutil.copytree(tmp_path / "runs", tmp_path / "alone", ignore=shutil.ignore_patterns("sae", ".nodes"))
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(_two_layers(tiny_training)))
