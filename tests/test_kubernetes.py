@@ -23,6 +23,7 @@ from shipped_files import ROOT, prefect_settings, wrong_command
 from flows.operating import POOLS, Wanted, job_template_file, new_template
 from saeinterp.config import TrainSaesConfig, parse_config, read_yaml
 from saeinterp.config import override as with_overrides
+from saeinterp.errors import ConfigError
 
 FOLDER = ROOT / "deployments/kubernetes"
 VERSIONS = ("1.29", "1.37")
@@ -103,6 +104,12 @@ def test_a_run_has_cards_shared_memory_storage_keys_and_no_privileges() -> None:
 def test_runs_of_the_small_pool_ask_for_no_card() -> None:
     job = rendered(pool("small"), env=deployed_environment("small"))
     assert job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 0}
+
+
+@pytest.mark.parametrize("root", ["/elsewhere", "/database"])
+def test_an_artifact_folder_outside_the_volume_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match="/data, or a folder below it"):
+        new_template("gpu", Wanted(gpus=None, root=Path(root), directory=None, image=IMAGE))
 
 
 def test_every_variable_of_the_template_is_used_and_every_placeholder_is_a_variable() -> None:

@@ -69,12 +69,6 @@ def test_a_pool_of_the_other_kind_is_refused_with_what_to_do(lab: Lab) -> None:
     assert "--directory" in done.stderr
 
 
-def test_an_artifact_folder_outside_the_volume_is_refused(lab: Lab) -> None:
-    done = lab.saeinterp("ops", "setup", "--kubernetes", IMAGE, "--root", "/elsewhere")
-    assert done.returncode == 2
-    assert "/data, or a folder below it" in " ".join(done.stderr.split())
-
-
 def test_prefect_takes_the_template_by_its_own_command(lab: Lab) -> None:
     arguments = ("--type", "kubernetes", "--base-job-template", str(job_template_file()))
     done = lab.prefect("--no-prompt", "work-pool", "create", "by-hand", *arguments)
