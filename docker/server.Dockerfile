@@ -11,9 +11,11 @@ COPY constraints.txt ./
 RUN pip install --no-cache-dir prefect prefect-kubernetes -c constraints.txt
 WORKDIR /home/saeinterp
 USER 10001:10001
+# The server copies its UI to the static directory when it starts; the default one, beside Prefect's code, is root's.
 ENV PREFECT_HOME=/home/saeinterp/.prefect \
     PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem \
     PREFECT_SERVER_UI_API_URL=/api \
+    PREFECT_SERVER_UI_STATIC_DIRECTORY=/home/saeinterp/.prefect/ui \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     DO_NOT_TRACK=1
 VOLUME ["/home/saeinterp/.prefect"]

@@ -23,9 +23,10 @@ ENV PATH=/opt/saeinterp/bin:$PATH \
 # torch alone first: the largest layer, kept for as long as the constraints stay.
 WORKDIR /tmp/build
 COPY constraints.txt ./
-# The index that torch comes from, where the default one has no build for your driver.
+# The index that torch comes from, where the default one has no build for your driver. It holds other versions of what
+# torch needs, which therefore comes with the rest.
 ARG TORCH_INDEX=""
-RUN pip install "$(grep '^torch==' constraints.txt)" -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+RUN pip install "$(grep '^torch==' constraints.txt)" -c constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"}
 COPY pyproject.toml README.md LICENSE ./
 COPY saeinterp saeinterp
 COPY tasks tasks

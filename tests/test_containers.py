@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shipped_files import ROOT, compose, example, left_out, placeholders, wrong
+from shipped_files import ROOT, compose, example, instructions, left_out, placeholders, wrong
 
 from saeinterp.config import CompareExplainersConfig, parse_config, read_yaml
 
@@ -71,6 +72,7 @@ def test_every_name_in_the_images_and_compose_leads_somewhere(copy: Path) -> Non
         ("docker/worker.Dockerfile", '"--pool", "gpu"', '"--pools", "gpu"'),
         ("docker/worker.Dockerfile", "VLLM_VERSION=0.3", "VLLM_VERSION=9.3"),
         ("docker/worker.Dockerfile", "AS worker\n", "AS workers\n"),
+        ("docker/worker.Dockerfile", "CUDA_IMAGE=nvidia/cuda:13", "CUDA_IMAGE=nvidia/cuda:12"),
         ("docker/worker.Dockerfile", 'ARG TORCH_INDEX=""', 'ARG TORCH_URL=""'),
         ("docker/server.Dockerfile", "install --no-cache-dir prefect ", "install --no-cache-dir perfect "),
         ("docker/server.Dockerfile", '"server", "start"', '"server", "begin"'),
@@ -114,7 +116,25 @@ def test_each_secret_is_required_with_a_message_and_none_is_written_down() -> No
         "PREFECT_PORT": "4200",
     }
     assert left_out(ROOT, "docker/.env")
-    assert "docker/.env" in (ROOT / ".gitignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"docker/.env", "docker/compose.override.yaml"} <= set(ignored)
+
+
+@pytest.mark.parametrize(("index", "more"), [("", []), ("https://torch.example/cu126", ["--no-deps", "--index-url"])])
+def test_torch_comes_from_the_index_that_is_given(index: str, more: list[str]) -> None:
+    known = instructions(ROOT / "docker/worker.Dockerfile")
+    step = next(text for name, text in known if name == "RUN" and "TORCH_INDEX" in text)
+    script = f"pip() {{ printf '%s\\n' \"$@\"; }}; {step}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env={"PATH": os.environ["PATH"], "TORCH_INDEX": index}, capture_output=True
+    )
+    _, torch, *rest = done.stdout.decode().split()
+    assert torch.startswith("torch==")
+    assert rest == ["-c", "constraints.txt", *more, *([index] if index else [])]
+
+
+def test_the_database_is_asked_where_others_reach_it() -> None:
+    assert "--host=127.0.0.1" in compose(ROOT)["services"]["database"]["healthcheck"]["test"]
 
 
 def test_long_running_services_are_restarted_and_healthy_before_others_start() -> None:

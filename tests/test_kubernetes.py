@@ -7,19 +7,23 @@ import copy
 import json
 import re
 import uuid
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import prefect_kubernetes.worker
 import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.workers.base import BaseJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from shipped_files import ROOT, prefect_settings, wrong_command
 
 from flows.operating import POOLS, Wanted, job_template_file, new_template
 from saeinterp.config import TrainSaesConfig, parse_config, read_yaml
 from saeinterp.config import override as with_overrides
+from saeinterp.errors import ConfigError
 
 FOLDER = ROOT / "deployments/kubernetes"
 VERSIONS = ("1.29", "1.37")
@@ -102,10 +106,24 @@ def test_runs_of_the_small_pool_ask_for_no_card() -> None:
     assert job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 0}
 
 
+@pytest.mark.parametrize("root", ["/elsewhere", "/database"])
+def test_an_artifact_folder_outside_the_volume_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match="/data, or a folder below it"):
+        new_template("gpu", Wanted(gpus=None, root=Path(root), directory=None, image=IMAGE))
+
+
 def test_every_variable_of_the_template_is_used_and_every_placeholder_is_a_variable() -> None:
     template = json.loads(job_template_file().read_text())
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])
+
+
+def test_prefects_worker_reads_every_field_of_the_template() -> None:
+    source = Path(prefect_kubernetes.worker.__file__).read_text()
+    fields = set(json.loads(job_template_file().read_text())["job_configuration"])
+    own = fields - set(BaseJobConfiguration.model_fields)
+    assert own >= {"job_manifest", "namespace"}
+    assert [name for name in own if not re.search(rf"(self|configuration)\.{name}\b", source)] == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from lab import free_port
-from shipped_files import ROOT, commands, compose
+from shipped_files import ROOT, commands, compose, instructions
 
 from saeinterp.config import read_yaml
 
@@ -41,6 +41,7 @@ class Services:
             "127.0.0.1:8080": f"127.0.0.1:{self.health}",
             "/opt/saeinterp": str(folder / "image"),
             "/data": str(folder / "data"),
+            "/home/saeinterp/.prefect": str(folder / "server-home"),
         }
         (folder / "image").mkdir()
         (folder / "data").mkdir()
@@ -58,7 +59,11 @@ class Services:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "SAEINTERP"))}
         own = {key: self.here(value) for key, value in self.spec[name].get("environment", {}).items()}
         home = self.folder / f"{name}-home"
-        return {**kept, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home), **own, **more}
+        image = {}
+        if name == "server":
+            text = next(text for kind, text in instructions(ROOT / "docker/server.Dockerfile") if kind == "ENV")
+            image = {key: self.here(value) for key, _, value in (word.partition("=") for word in text.split())}
+        return {**kept, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(home), **image, **own, **more}
 
     def words(self, command: list[str]) -> list[str]:
         """A command of compose.yaml for this machine's Python."""
@@ -193,6 +198,12 @@ def test_the_worker_joins_its_pool_and_answers_its_health_check(lab: Services) -
     lab.processes["worker-small"].kill()
     lab.processes["worker-small"].wait()
     assert subprocess.run(check, capture_output=True, check=False).returncode != 0
+
+
+def test_the_server_shows_its_ui_from_a_folder_of_its_own(lab: Services) -> None:
+    page = httpx.get(f"http://127.0.0.1:{lab.port}/", follow_redirects=True, timeout=60)
+    assert "text/html" in page.headers["content-type"]
+    assert (lab.folder / "server-home/ui/v1/index.html").exists()
 
 
 def test_the_server_wants_the_password_of_the_environment_file(lab: Services) -> None:
