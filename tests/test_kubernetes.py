@@ -109,7 +109,12 @@ def test_runs_of_the_small_pool_ask_for_no_card() -> None:
 @pytest.mark.parametrize("root", ["/elsewhere", "/database"])
 def test_an_artifact_folder_outside_the_volume_is_refused(root: str) -> None:
     with pytest.raises(ConfigError, match="/data, or a folder below it"):
-        new_template("gpu", Wanted(gpus=None, root=Path(root), directory=None, image=IMAGE))
+        new_template("gpu", Wanted(gpus=None, root=root, directory=None, image=IMAGE))
+
+
+def test_object_storage_needs_no_volume() -> None:
+    template = new_template("gpu", Wanted(gpus=None, root="s3://lab/runs", directory=None, image=IMAGE))
+    assert template["variables"]["properties"]["env"]["default"]["SAEINTERP_ROOT"] == "s3://lab/runs"
 
 
 def test_every_variable_of_the_template_is_used_and_every_placeholder_is_a_variable() -> None:
