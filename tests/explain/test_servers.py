@@ -48,7 +48,7 @@ def test_a_group_stays_on_one_server_and_both_work(store: ArtifactStore) -> None
 
 
 def test_one_server_meets_the_requests_in_order_with_all_places_filled(store: ArtifactStore) -> None:
-    with Oracle(delay=0.01) as oracle:
+    with Oracle(delay=0.05) as oracle:
         ask(served_by(oracle, concurrency=4), store, grouped(5, 3))
     assert oracle.most_at_once == 4
     order = [int(name[1:]) for name in groups_of(oracle)]

@@ -235,7 +235,7 @@ def test_wrong_arguments_are_refused(saes: dict[str, Artifact], tmp_path: Path) 
 def test_a_copied_folder_reads_as_the_artifact_it_is(saes: dict[str, Artifact], tmp_path: Path) -> None:
     for hookpoint in HOOKPOINTS:
         copy = shutil.copytree(saes[hookpoint].path, tmp_path / f"copy of {hookpoint}")
-        assert open_sae(copy) == saes[hookpoint].model_copy(update={"path": copy})
+        assert open_sae(copy) == saes[hookpoint].model_copy(update={"recorded": copy})
         finished = read_finished(copy)
         assert finished.summary["hookpoint"] == hookpoint
         assert [row["step"] for row in finished.curves] == columns(saes[hookpoint])["step"].to_list()
