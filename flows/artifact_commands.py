@@ -125,8 +125,12 @@ def rm(
     root: Root = None,
 ) -> None:
     """Remove artifacts by name, unless another was made from them or a running process uses them."""
-    store = ArtifactStore(root)
-    guard(lambda: _remove(store, lambda: plan_removal(store, names, force=force), dry_run=dry_run, yes=yes))
+
+    def work() -> None:
+        store = ArtifactStore(root)
+        _remove(store, lambda: plan_removal(store, names, force=force), dry_run=dry_run, yes=yes)
+
+    guard(work)
 
 
 @app.command("gc")

@@ -81,7 +81,7 @@ def demo(
     ] = None,
 ) -> None:
     """Compare two explainers on a packaged language model: the whole road in a few minutes, offline."""
-    prepare_environment(root)
+    guard(lambda: prepare_environment(root))
     from saeinterp.subject import fast_bfloat16
 
     fast = fast_bfloat16()
@@ -146,7 +146,7 @@ def submit(
     ] = False,
 ) -> None:
     """Start a deployed flow on its worker. Parameters are checked here, before a run exists; paths are the worker's."""
-    prepare_environment()
+    guard(prepare_environment)
     from flows.submitting import submit_run
 
     raise typer.Exit(
@@ -176,7 +176,7 @@ def plan(
     settings = _config(flow, config, overrides or [])
     if scale:
         os.environ["HF_HUB_OFFLINE"] = "1"  # arithmetic needs no hub
-    prepare_environment(root)
+    guard(lambda: prepare_environment(root))
     if scale:
         from flows import scale as scales
 
@@ -207,7 +207,7 @@ def doctor(
     root: Root = None,
 ) -> None:
     """Check this machine: versions, GPU, Prefect server and who may use it, LLM endpoints, disk; each with a remedy."""
-    prepare_environment(root)
+    guard(lambda: prepare_environment(root))
     from flows.doctor import examine, print_findings
 
     problems = print_findings(examine(endpoints=endpoint or [], store=ArtifactStore()), console=out)
@@ -251,7 +251,7 @@ def _config(flow: str, source: str | None, overrides: list[str]) -> BaseModel:
 
 def _execute(name: str, source: str | None, overrides: list[str], root: str | None) -> NoReturn:
     settings = _config(name, source, overrides)
-    prepare_environment(root)
+    guard(lambda: prepare_environment(root))
     # Tracks layers worked on at once; read when the flow's task runner is made.
     os.environ.setdefault("SAEINTERP_WORKERS", str(settings.launch.parallel))  # type: ignore[attr-defined]
     logging.captureWarnings(True)

@@ -25,11 +25,12 @@ def locate(text: str, store: ArtifactStore, *, kinds: Sequence[str], what: str) 
     given = Path(text).expanduser()
     if given.is_dir():
         return _with_files(given)
-    there = store.folders()
+    there = None if store.url is None else store.folders()
     text = text if store.url is None else text.removeprefix(f"{store.url}/")
     for place in (store.root / text, *(store.root / kind / text for kind in kinds)):
-        if place.is_dir() and (place in there or store.url is None):
+        if place.is_dir() and (there is None or place in there):
             return _with_files(place)
+    there = store.folders() if there is None else there
     known = [place.relative_to(store.root).as_posix() for place in there if place.parent.name in kinds]
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
     raise ConfigError(

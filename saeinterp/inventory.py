@@ -100,6 +100,8 @@ def _read(store: ArtifactStore, path: Path) -> Stored:
     own = sum(file.stat().st_size for file in (path / MANIFEST, path / TIMING) if file.exists())
     try:
         manifest = artifact.manifest()
+        if manifest["recipe"][:8] != short:
+            raise DamagedArtifactError("manifest belongs to another recipe", got=artifact.location)
         artifact = artifact.model_copy(update={"hash": manifest["recipe"]})
         return Stored(
             artifact,

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saeinterp.artifacts import OUTBOX, ArtifactStore, process_alive
+from saeinterp.artifacts.clearing import clear, remains
+from saeinterp.artifacts.manifests import is_folder
+from saeinterp.artifacts.room import FETCHED, PARTIAL
 from saeinterp.errors import ArtifactError
 from saeinterp.holding import held, locked, removing
 from saeinterp.inventory import Inventory, take_inventory
@@ -115,22 +118,27 @@ def remove(store: ArtifactStore, agreed: Iterable[Removal], plan: Callable[[], l
     """
     wanted = {item.path for item in agreed}
     moved = []
-    with _told(store.root), removing(store.root):
+    mirror = store.mirror
+    if mirror is not None:
+        mirror.sync()  # now, since it waits for who fetches, and they for `removing`
+    still = contextlib.nullcontext() if mirror is None else mirror.still()
+    with _told(store.root), removing(store.root), still:
         trash = store.root / _TRASH
         trash.mkdir(mode=0o700, exist_ok=True)
         for item in plan():
             if item.path in wanted:
-                if store.mirror is not None and not item.what.startswith("."):
-                    store.mirror.retract(item.what)
+                if mirror is not None and not item.what.startswith("."):
+                    if is_folder(item.what):
+                        mirror.retract(item.what)
                     moved.append(item)
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(item.path, trash / f"{item.what.replace('/', '_')}-{uuid.uuid4().hex[:8]}")
                     moved.append(item)
-    if store.mirror is not None:
+    if mirror is not None:
         for item in moved:
             if not item.what.startswith("."):
-                store.mirror.clear(item.what)
+                clear(mirror, item.what)
     with _told(store.root):
         for path in trash.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another clean-up is at it too
@@ -197,11 +205,12 @@ def _left_over(store: ArtifactStore, rules: Rules) -> Iterator[Removal]:
     for path in sorted((store.root / OUTBOX).glob("*/*")):
         if path.is_dir() and not locked(path.with_name(f"{path.name}.lock")):
             yield from old(path, "made here, and never sent to the bucket")
-    for remains in store.mirror.remains() if store.mirror is not None else ():
-        if _age(remains.newest) >= grace:
-            yield Removal(
-                store.root / remains.prefix, remains.prefix, remains.bytes, "sent by a run that came to nothing"
-            )
+    for path in sorted((store.root / PARTIAL).glob("*/*")):
+        if not locked(store.root / FETCHED / f"{path.relative_to(store.root / PARTIAL).as_posix()}.lock"):
+            yield from old(path, "fetched in part")
+    for left in remains(store.mirror) if store.mirror is not None else ():
+        if _age(left.newest) >= grace:
+            yield Removal(store.root / left.prefix, left.prefix, left.bytes, "sent by a run that came to nothing")
     for path in sorted((store.root / _TRASH).glob("*")):
         yield Removal(path, path.relative_to(store.root).as_posix(), _tree(path)[0], "its removal was interrupted")
     for path in sorted((store.root / ".damaged").glob("*")):

@@ -10,10 +10,10 @@ The root is a folder or `s3://bucket/prefix`; the latter has a local mirror, in 
 
 from saeinterp.artifacts.files import file_sha256, process_alive, read_json, write_atomic, write_json
 from saeinterp.artifacts.manifests import FORMAT, MANIFEST, TIMING
-from saeinterp.artifacts.outbox import OUTBOX
 from saeinterp.artifacts.places import size_of
 from saeinterp.artifacts.recipes import Recipe, Ref, folder_of
 from saeinterp.artifacts.references import Artifact, dependencies, open_artifact, verify_artifact
+from saeinterp.artifacts.room import OUTBOX
 from saeinterp.artifacts.store import ArtifactStore, Build
 from saeinterp.artifacts.workspace import Workspace
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
+import threading
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +23,11 @@ from saeinterp.errors import ArtifactError, MissingDependencyError, SaeinterpErr
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 120
-_PER_DELETE = 1000  # S3's limit
-_NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
+PER_DELETE = 1000
+"""The most objects that S3 deletes at once."""
+_RANGE_BYTES = 16 * 2**20  # in memory for each file that is fetched, and what a broken connection costs
+_TRIES = 6
+_ABSENT = ("404", "NoSuchKey", "NoSuchUpload", "NotFound")
 _CREDENTIALS = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_ENDPOINT_URL for a server of your own"
 
 
@@ -62,7 +68,8 @@ class Bucket:
     def get(self, key: str) -> bytes | None:
         """The bytes of a small object, or None."""
         with self._told("reading", absent_ok=True):
-            return bytes(self._files.cat_file(self._path(key)))
+            # At once, since asking for its size first cannot tell an absent object from other trouble.
+            return bytes(self._files.cat_file(self._path(key), max_concurrency=1))
         return None
 
     def put(self, key: str, data: bytes, *, sha256: str | None = None) -> None:
@@ -71,25 +78,28 @@ class Bucket:
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object unless there is one; False where there is."""
+        where = {"Bucket": self.name, "Key": self.key(key)}
         with self._told("writing"):
-            try:
-                self._files.call_s3(
-                    "put_object",
-                    Bucket=self.name,
-                    Key=self.key(key),
-                    Body=data,
-                    IfNoneMatch="*",
-                    **described(key, None),
-                )
-            except FileExistsError:
-                return False
-            except (OSError, NotImplementedError) as error:
-                if "NotImplemented" not in f"{error!r} {error.__cause__!r}":
-                    raise
-                # A server without conditional writes: what two writers leave is still whole, the last one's.
-                if self.get(key) is not None:
+            for attempt in range(_TRIES):
+                try:
+                    self._files.call_s3("put_object", **where, Body=data, IfNoneMatch="*", **described(key, None))
+                    return True
+                except FileExistsError:
                     return False
-                self.put(key, data)
+                except (OSError, NotImplementedError) as error:
+                    code = _code(error)
+                    if code in ("PreconditionFailed", "412"):  # of servers that do not say which condition
+                        return False
+                    if code in ("ConditionalRequestConflict", "OperationAborted", "409") and attempt < _TRIES - 1:
+                        time.sleep(0.1 * 2**attempt)  # another writer is at it: who asks again is told how it ended
+                        continue
+                    if "NotImplemented" not in f"{error!r} {error.__cause__!r}":
+                        raise
+                    break
+            # A server without conditional writes: what two writers leave is still whole, the last one's.
+            if self.get(key) is not None:
+                return False
+            self.put(key, data)
         return True
 
     def sha256(self, key: str, *, size: int) -> str | None:
@@ -127,29 +137,48 @@ class Bucket:
                 return
             token = {"KeyMarker": reply["NextKeyMarker"], "UploadIdMarker": reply["NextUploadIdMarker"]}
 
-    def download(self, key: str, path: Path) -> bool:
-        """Write an object to a file; False where there is none."""
+    def download(self, key: str, path: Path, *, size: int, stop: threading.Event) -> bool:
+        """Write the first `size` bytes of an object to a file, going on where it ends; False where there is none.
+
+        Raises:
+            OSError: Of the file alone.
+            CancelledError: `stop` was set meanwhile.
+        """
+        have = path.stat().st_size if path.exists() else 0
+        if size == 0 or have >= size:  # what is all here may still be what was damaged on its way
+            have = 0
+        with path.open("r+b" if have else "wb") as handle:
+            handle.seek(have)
+            while True:
+                if stop.is_set():
+                    raise CancelledError
+                data = self._range(key, have, min(size, have + _RANGE_BYTES)) if size else self.get(key)
+                if data is None:
+                    return False
+                handle.write(data)
+                have += len(data)
+                if not data or have >= size:
+                    return True
+
+    def _range(self, key: str, start: int, end: int) -> bytes | None:
         with self._told("reading", absent_ok=True):
-            self._files.get_file(self._path(key), str(path))
-            return True
-        return False
+            try:
+                return bytes(self._files.cat_file(self._path(key), start=start, end=end))
+            except OSError as error:
+                if _code(error) in ("InvalidRange", "416"):  # it is shorter
+                    return b""
+                raise
+        return None
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, there or not."""
         names = [self.key(key) for key in keys]
-        for start in range(0, len(names), _PER_DELETE):
-            some = [{"Key": name} for name in names[start : start + _PER_DELETE]]
+        for start in range(0, len(names), PER_DELETE):
+            some = [{"Key": name} for name in names[start : start + PER_DELETE]]
             with self._told("deleting"):
                 reply = self._files.call_s3("delete_objects", Bucket=self.name, Delete={"Objects": some, "Quiet": True})
                 if failed := reply.get("Errors"):
                     raise PermissionError(failed[0].get("Message") or failed[0].get("Code"))
-
-    def delete_below(self, prefix: str) -> None:
-        """Delete every object whose key begins so, and give up uploads of such."""
-        self.delete(entry.key for entry in list(self.entries(prefix)))
-        for key, upload, _ in list(self.uploads(prefix)):
-            with contextlib.suppress(FileNotFoundError):
-                self.call("abort_multipart_upload", key, UploadId=upload)
 
     def call(self, action: str, key: str, **values: Any) -> dict[str, Any]:
         """One of S3's own calls on an object.
@@ -172,6 +201,7 @@ class Bucket:
             raise MissingDependencyError(
                 "s3fs is not installed", field=FIELD, got=self.url, next_step="pip install 'saeinterp[s3]'"
             ) from error
+        endpoint()  # refuses an address with credentials before any error can repeat it
         with self._told("reaching"):
             return S3FileSystem(
                 use_listings_cache=False,  # others write, too
@@ -195,6 +225,8 @@ class Bucket:
                     expected="a bucket that exists; none is made for you",
                     next_step="check its name, its region and AWS_ENDPOINT_URL, or create it",
                 ) from error
+            if _code(error) not in _ABSENT:
+                raise self._error(error, doing) from error
             if not absent_ok:
                 raise
         except Exception as error:
@@ -209,13 +241,6 @@ class Bucket:
                 got=self.url,
                 expected="credentials that may list, read, write and delete below it",
                 next_step="check the policy of the bucket and which credentials are in use; `saeinterp doctor` tries",
-            )
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            return ArtifactError(
-                "the disk is full",
-                field="SAEINTERP_CACHE",
-                got=error.filename,
-                next_step="free space, set SAEINTERP_CACHE to a larger disk or SAEINTERP_CACHE_LIMIT, then run again",
             )
         if "Credential" in name or "Profile" in name or "Token" in name:
             return ArtifactError(
@@ -234,6 +259,13 @@ class Bucket:
             got=self.url,
             next_step="run again: what was made is kept and goes up",
         )
+
+
+def _code(error: BaseException) -> str | None:
+    """What S3 said, where an error is an answer of it at all."""
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return None if code is None else str(code)
 
 
 def described(key: str, sha256: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,10 @@ from saeinterp.hardware import hardware
 MANIFEST = "manifest.json"
 TIMING = "timing.parquet"  # wall times and rows/s: never part of checksums
 FORMAT = 1
+_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")  # one component of a path, and none that is hidden
+_RECIPE = re.compile(r"[0-9a-f]{8,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FOLDER = re.compile(rf"{_NAME.pattern}/{_NAME.pattern}-[0-9a-f]{{8}}")
 _RECORDED_PACKAGES = (
     "saeinterp",
     "torch",
@@ -81,13 +86,47 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def parse_manifest(data: bytes, path: Path) -> dict[str, Any]:
     """The same of bytes; `path` is where they lie, for the error."""
     try:
-        manifest: dict[str, Any] = json.loads(data)
-    except ValueError as error:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise DamagedArtifactError("unreadable manifest", got=str(path), next_step=remedy(path)) from error
+    if not isinstance(manifest, dict):
+        raise DamagedArtifactError("unreadable manifest", got=str(path), next_step=remedy(path))
     missing = {"format", "recipe", "files", "counts", "inputs", "made"} - manifest.keys()
     if missing:
         raise DamagedArtifactError(f"manifest lacks {sorted(missing)}", got=str(path), next_step=remedy(path))
+    if (odd := _odd(manifest)) is not None:
+        raise DamagedArtifactError(f"not a manifest of ours: {odd}", got=str(path), next_step=remedy(path))
     return manifest
+
+
+def is_folder(text: str) -> bool:
+    """Whether it is `kind/name-recipe8`, so that it leads nowhere but two folders down."""
+    return _FOLDER.fullmatch(text) is not None
+
+
+def _odd(manifest: Mapping[str, Any]) -> str | None:
+    """What no step would have written: whoever may write to a bucket may not write to the machines that read it."""
+
+    def text(value: object, pattern: re.Pattern[str]) -> bool:
+        return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+    for field, kind in {"files": dict, "counts": dict, "made": dict, "inputs": list}.items():
+        if not isinstance(manifest[field], kind):
+            return f"`{field}` is no {'list' if kind is list else 'object'}"
+    for name, facts in manifest["files"].items():
+        odd = name == MANIFEST or "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/"))
+        if odd:
+            return f"it names a place outside of its folder, or itself: {name!r}"
+        size = facts.get("bytes") if isinstance(facts, dict) else None
+        if type(size) is not int or size < 0 or not text(facts.get("sha256"), _SHA256):
+            return f"size or checksum of {name!r}"
+    for item in (manifest, *manifest["inputs"]):
+        whole = isinstance(item, dict) and (item is manifest or {"kind", "name", "recipe"} <= item.keys())
+        if not whole or not text(item.get("recipe"), _RECIPE):
+            return "a recipe that is none"
+        if not all(text(item[field], _NAME) for field in ("kind", "name") if field in item):
+            return "a kind or a name that is none"
+    return None
 
 
 def first_problem(

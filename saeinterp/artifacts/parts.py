@@ -11,6 +11,7 @@ from typing import Any
 
 from saeinterp.artifacts.bucket import Bucket, described
 from saeinterp.artifacts.files import read_json, write_atomic
+from saeinterp.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ def _send_large(bucket: Bucket, path: Path, key: str, sha256: str, journal: Path
             done = {item["PartNumber"]: item for item in _sent(bucket, key, known["upload"])}
         except FileNotFoundError:  # given up by somebody, or completed
             known = None
+        except ArtifactError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            known = None  # who may upload need not be allowed to list parts
     if known is None:
         part = max(PART_BYTES, -(-size // _MOST_PARTS))
         upload = bucket.call("create_multipart_upload", key, **described(key, sha256))["UploadId"]

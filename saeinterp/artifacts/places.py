@@ -7,11 +7,12 @@ was given, on the command line or in a job's file, leads to the bucket without f
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from saeinterp.artifacts.files import read_json, write_atomic
 from saeinterp.errors import ConfigError
@@ -19,6 +20,7 @@ from saeinterp.errors import ConfigError
 FIELD = "SAEINTERP_ROOT"
 MARK = ".remote.json"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # `Path` makes one slash of two
+_HALF_SCHEME = re.compile(r"s3a?n?:", re.IGNORECASE)
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _EXPECTED = "a folder, or s3://bucket/prefix"
 
@@ -41,6 +43,8 @@ def place_of(root: str | Path | None) -> Place:
     text = str(root or os.environ.get(FIELD) or "runs")
     match = _SCHEME.fullmatch(text)
     if match is None:
+        if _HALF_SCHEME.match(text):  # nothing of it is repeated: it may have a secret in it
+            raise ConfigError("an address without //", field=FIELD, expected=_EXPECTED, next_step="write s3://...")
         folder = Path(text).expanduser().absolute()
         return Place(folder, remote_of(folder))
     scheme, rest = match[1].lower(), match[2]
@@ -50,7 +54,7 @@ def place_of(root: str | Path | None) -> Place:
     if scheme != "s3":
         raise ConfigError("unsupported address", field=FIELD, got=f"{scheme}://...", expected=_EXPECTED)
     bucket, _, prefix = rest.partition("/")
-    if "@" in bucket or re.search(r"[?#]", rest):
+    if re.search(r"[@:?#]", rest):
         raise ConfigError(
             "an address with credentials or options in it, which would end up in logs",
             field=FIELD,
@@ -59,10 +63,10 @@ def place_of(root: str | Path | None) -> Place:
             "AWS_ENDPOINT_URL for a server of your own",
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
-        raise ConfigError("no name of a bucket", field=FIELD, got=text, expected=_EXPECTED)
+        raise ConfigError("no name of a bucket", field=FIELD, expected=_EXPECTED)
     parts = [part for part in prefix.split("/") if part]
     if {".", ".."} & set(parts):
-        raise ConfigError("`.` and `..` mean nothing in a bucket", field=FIELD, got=text, expected=_EXPECTED)
+        raise ConfigError("`.` and `..` mean nothing in a bucket", field=FIELD, expected=_EXPECTED)
     url = "/".join([f"s3://{bucket}", *parts])
     return Place(mirror_root(url), url)
 
@@ -73,14 +77,16 @@ def mirror_root(url: str) -> Path:
     if not base:
         base = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "saeinterp")
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", url.removeprefix("s3://"))[:60]
-    return Path(base).expanduser().absolute() / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    server = endpoint()  # the same name on another server is another bucket
+    digest = hashlib.sha256((url if server is None else f"{url} {server}").encode()).hexdigest()[:8]
+    return Path(base).expanduser().absolute() / f"{readable}-{digest}"
 
 
 def mark(place: Place) -> None:
     """Write down in a mirror what it mirrors."""
     if place.url is not None and remote_of(place.root) != place.url:
         place.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(place.root / MARK, f'{{"url": "{place.url}"}}\n'.encode())
+        write_atomic(place.root / MARK, (json.dumps({"url": place.url}) + "\n").encode())
 
 
 def remote_of(root: Path) -> str | None:
@@ -114,6 +120,19 @@ def size_of(text: str, *, field: str) -> float:
 
 
 def endpoint() -> str | None:
-    """The server that stands in for AWS, if one does."""
-    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return address if address and "@" not in urlsplit(address).netloc else None
+    """The server that stands in for AWS, if one does.
+
+    Raises:
+        ConfigError: Its address has credentials in it; it is not repeated.
+    """
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if address := os.environ.get(name):
+            if "@" in address:
+                raise ConfigError(
+                    "an address with credentials in it, which would end up in logs",
+                    field=name,
+                    expected="an address such as https://minio.example.org:9000",
+                    next_step=f"take them out of {name}, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                )
+            return address
+    return None

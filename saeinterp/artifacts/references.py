@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from saeinterp.artifacts.fetching import fetch
 from saeinterp.artifacts.manifests import MANIFEST, first_problem, payload_prefix, read_manifest, remedy
 from saeinterp.artifacts.mirror import Mirror, mirror_of
 from saeinterp.artifacts.places import Place, mirror_root, remote_of
@@ -46,7 +47,7 @@ class Artifact(BaseModel):
             ArtifactError: It cannot be fetched.
         """
         if (mirror := self._mirror()) is not None:
-            mirror.fetch(self.id)
+            fetch(mirror, self.id)
         return self.place
 
     @property
@@ -87,7 +88,7 @@ class Artifact(BaseModel):
     def file(self, name: str) -> Path:
         """The path of one payload file or subfolder; raises `DamagedArtifactError` when it is not there."""
         if (mirror := self._mirror()) is not None:
-            mirror.fetch(self.id, name)
+            fetch(mirror, self.id, name)
         path = self.place / name
         if not path.exists():
             raise DamagedArtifactError(f"{self.id} lacks {name}", got=self.location, next_step=remedy(self.place))

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 
 FETCHED = ".fetched"
 """Below it a file for each artifact that is there with all its files; its time is that of the last use."""
+PARTIAL = ".partial"
+"""Below it what has come so far of files that are being fetched."""
+OUTBOX = ".outbox"
+"""Below it what is made and not sent yet, and for each artifact the lock of its upload."""
 _SPARE_BYTES = 10**9  # of the disk, left to others
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from saeinterp.artifacts import outbox
+from saeinterp.artifacts import fetching, outbox
 from saeinterp.artifacts.files import fsync_folder, process_alive
 from saeinterp.artifacts.manifests import MANIFEST, read_manifest, remedy, write_manifest
 from saeinterp.artifacts.mirror import Mirror, mirror_of
@@ -24,6 +24,8 @@ from saeinterp.errors import ArtifactError, DamagedArtifactError
 from saeinterp.holding import hold
 
 log = logging.getLogger(__name__)
+
+_ANY = "[!.]*"
 
 
 class Build:
@@ -123,10 +125,10 @@ class ArtifactStore:
         path = self.root / item["kind"] / f"{item['name']}-{item['recipe'][:8]}"
         return Artifact(kind=item["kind"], name=item["name"], hash=item["recipe"], path=path, url=self.url)
 
-    def folders(self, kind: str = "[!.]*") -> list[Path]:
+    def folders(self, kind: str = _ANY) -> list[Path]:
         """The folders of all finished artifacts of a kind, sorted; payloads in object storage are not fetched."""
         if self.mirror is not None:
-            self.mirror.sync()
+            self.mirror.sync(None if kind == _ANY else kind)
         return sorted(path.parent for path in self.root.glob(f"{kind}/*/{MANIFEST}"))
 
     def hold(self, *used: Ref) -> None:
@@ -155,7 +157,7 @@ class ArtifactStore:
             raise DamagedArtifactError("manifest belongs to another recipe", got=str(path), next_step=remedy(path))
         artifact = self.artifact(recipe)
         if verify and self.mirror is not None:
-            self.mirror.check(recipe.folder)
+            fetching.check(self.mirror, recipe.folder)
         elif verify:
             verify_artifact(artifact)
         return artifact
@@ -193,10 +195,11 @@ class ArtifactStore:
         except DamagedArtifactError as error:
             self._set_aside(recipe, error)
             existing = None
-        if existing is None and self.mirror is not None:
+        if self.mirror is not None:
+            # Also of what is there: its sender may have been killed right after the manifest.
             if outbox.resume(self.mirror, recipe.folder):
                 existing = self.artifact(recipe)
-            else:
+            elif existing is None:
                 self.mirror.require_writable()
         if existing is not None:
             log.info("%s is already there", existing.id)
@@ -259,7 +262,7 @@ class ArtifactStore:
 
     def _set_aside(self, recipe: Recipe, error: DamagedArtifactError) -> None:
         if self.mirror is not None:
-            self.mirror.set_aside(recipe.folder)
+            fetching.set_aside(self.mirror, recipe.folder)
             log.warning("%s Deleted; making it again.", error)
             return
         grave = self.root / ".damaged"

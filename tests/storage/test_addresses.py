@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,58 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://AKIA:hushhush@bucket/x", "s3://bucket/x?secret=hushhush", "gs://a:hushhush@b"]
+    "address",
+    [
+        "s3://AKIA:hushhush@bucket/x",
+        "s3://AKIA:hush/hushhush@bucket/x",
+        "s3:AKIA:hushhush@bucket/x",
+        "s3://AKIA_hushhush!/../x",
+        "s3://bucket/x?secret=hushhush",
+        "gs://a:hushhush@b",
+    ],
 )
 def test_credentials_in_an_address_are_refused_and_not_repeated(address: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ArtifactStore(address)
     assert "hushhush" not in str(caught.value)
     assert "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://AKIA:hushhush@127.0.0.1:1", "AKIA:hushhush@127.0.0.1:1"])
+def test_credentials_in_the_address_of_a_server_are_refused_and_not_repeated(
+    bucket: TestBucket, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL") as caught:
+        ArtifactStore().find(RECIPE)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "hushhush" not in told
+    assert "AKIA" not in told
+
+
+@pytest.mark.parametrize("command", [["artifacts", "rm", "x", "--yes"], ["doctor"], ["plan", "train-saes"], ["demo"]])
+def test_a_command_refuses_an_address_with_one_line(command: list[str], tmp_path: Path) -> None:
+    address = "s3://AKIA:hush/hushhush@bucket/x"
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *command, "--root", address],
+        cwd=ROOT, env={**os.environ, "PREFECT_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=200,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: SAEINTERP_ROOT: an address with credentials")
+    assert "hushhush" not in done.stdout + done.stderr
+
+
+def test_a_prefix_with_a_quote_in_it_is_found_again_by_its_mirror(bucket: TestBucket) -> None:
+    store = ArtifactStore(f'{bucket.url}/a"b')
+    store.build(RECIPE, write)
+    assert ArtifactStore(store.root).url == store.url
+
+
+def test_one_name_on_two_servers_has_two_mirrors(bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ArtifactStore().root
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert ArtifactStore().root != here
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://bucket/../x"])

@@ -78,7 +78,7 @@ def test_what_is_removed_on_one_machine_is_gone_on_the_others(
     assert f"below {bucket.url}" in done.stdout
     assert not [key for key in bucket.listed() if key.startswith(gone)]
     assert gone not in take_inventory(machine("a")).artifacts
-    assert not (machine("a").root / gone).exists()
+    assert not (machine("a").root / gone / MANIFEST).exists()
     assert len(take_inventory(machine("b")).artifacts) == 3
 
 

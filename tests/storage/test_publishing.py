@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from s3 import DENIED, Proxy, Request, TestBucket, denying_writes
 
-from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, Recipe, Workspace
+from saeinterp.artifacts import MANIFEST, Artifact, ArtifactStore, Recipe, Workspace, open_artifact
 from saeinterp.artifacts import parts as sending
 from saeinterp.errors import ArtifactError, DamagedArtifactError
 
@@ -214,7 +214,8 @@ def test_a_manifest_that_names_a_place_outside_of_its_folder_is_refused(
     with pytest.raises(DamagedArtifactError, match="outside of its folder"):
         machine("b").find(recipe(a=1))
     with pytest.raises(DamagedArtifactError, match="outside of its folder"):
-        machine("b").folders()
+        open_artifact(machine("b").root / made.id)
+    assert [path.name for path in machine("b").folders()] == [made.path.name]
     assert not list(tmp_path.rglob("planted.txt"))
     assert not list(tmp_path.rglob("outside-*"))
 
@@ -234,7 +235,8 @@ def test_what_was_removed_from_the_bucket_is_not_there_any_more(machine: Machine
     for key in bucket.listed():
         bucket.delete(key)
     assert store.find(recipe(a=1)) is None
-    assert not made.place.exists()
+    assert not made.exists
+    assert not (made.place / MANIFEST).exists()
 
 
 def test_a_bucket_that_denies_writes_is_told_of_before_the_step_runs(machine: Machine, proxy: Proxy) -> None:
