@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from typing import Any
 
 import dask
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from prefect import allow_failure, flow, task
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect_dask.task_runners import PrefectDaskFuture
 
+from tasks.cluster import StepFuture, Watch
 from tasks.fan_out import FanOut
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -44,16 +48,16 @@ def health(sae: str) -> str:
     return f"health of {sae}"
 
 
-class SlowToFetch:
-    """A result that takes long on its way."""
+class Slow:
+    """A state that takes long on its way; `wait` looks at shorter intervals."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return arrive, ()
 
 
-def arrive() -> str:
-    time.sleep(4)
-    return "arrived"
+def arrive() -> Any:
+    time.sleep(1)
+    return Completed(data="arrived")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def lanes(bad: Any) -> dict[str, tuple[str, Any]]:
     """Two good layers and a bad one, submitted as flows submit them; state and result of every task."""
-    saes = {"0": trains.submit("0"), "1": bad.submit(), "2": trains.submit("2")}
+    good = {"0": trains.submit("0"), "2": trains.submit("2")}
+    # Dask blames what waits in line on a worker for its death, too.
+    saes = {"0": good["0"], "1": bad.submit(wait_for=good.values()), "2": good["2"]}
     ahead = together.submit([allow_failure(sae) for sae in saes.values()])
     measured = {layer: health.submit(sae, wait_for=[allow_failure(ahead)]) for layer, sae in saes.items()}
     graded = {f"grade {layer}": health.submit(item) for layer, item in measured.items()}
@@ -107,3 +113,18 @@ def test_a_failed_layer_leaves_the_others_what_they_have_on_threads(prefect_url:
 
 def test_a_layer_whose_worker_dies_leaves_the_others_theirs(prefect_url: str, cluster: Any) -> None:
     assert run(prefect_url, dies, FanOut(address=cluster.scheduler_address)) == WANTED
+
+
+def test_a_state_that_is_long_on_its_way_is_waited_for(cluster: Any) -> None:
+    with Client(cluster, set_as_default=False) as client:
+
+        def submit() -> PrefectDaskFuture[Any]:
+            return PrefectDaskFuture(wrapped_future=client.submit(Slow, pure=False), task_run_id=uuid.uuid4())
+
+        future = StepFuture(submit, inputs=([], []), watch=Watch(client))
+        deadline = time.monotonic() + 120
+        while future.wrapped_future.status != "finished":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        future.wait(timeout=0.2)
+        assert future.result(timeout=60) == "arrived"
