@@ -129,7 +129,7 @@ async def _reach(found: Database) -> str:
 
 
 def _arguments(found: Database) -> dict[str, Any]:
-    """What the server will connect with, as SQLAlchemy reads an address: asyncpg itself knows no `ssl=require` there."""
+    """What the server will connect with, as SQLAlchemy reads an address: asyncpg knows no `ssl=require` there."""
     from prefect.settings import get_current_settings
     from sqlalchemy.dialects.postgresql.asyncpg import dialect
     from sqlalchemy.engine import make_url

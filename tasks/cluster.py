@@ -18,7 +18,7 @@ from prefect import allow_failure
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
-from prefect.states import Crashed, Failed, Pending
+from prefect.states import Completed, Crashed, Pending, State
 from prefect.utilities.collections import visit_collection
 from prefect_dask.task_runners import PrefectDaskFuture
 
@@ -60,13 +60,9 @@ class StepFuture(PrefectDaskFuture[Any]):
     def tolerant(self, client: distributed.Client) -> Any:
         """What takes its place in the input of a task that tolerates its failure."""
         if self._final_state is not None and self._wrapped_future.status != "finished":
-            if self._final_state.is_pending():
-                return allow_failure(self._final_state)
-            # One that crashed is not tolerated by Prefect.
-            return allow_failure(Failed(message=self._final_state.message, data=self._final_state.data))
+            return _tolerated(self._final_state)
         if self._handed_over is None or self._handed_over.status == "error":
-            # The mark would not live through Dask's look for futures in the input, so a task of its own makes it.
-            self._handed_over = client.submit(allow_failure, self._wrapped_future, pure=False, priority=1)
+            self._handed_over = client.submit(_tolerated, self._wrapped_future, pure=False, priority=1)
             self._handed_over.task_run_id = self._task_run_id
         return self._handed_over
 
@@ -141,6 +137,19 @@ class StepFuture(PrefectDaskFuture[Any]):
             client.set_task_run_state(self._task_run_id, Crashed(message=str(error)), force=True)
 
 
+def _tolerated(state: State[Any]) -> State[Any]:
+    """A state as one that a task may always start after; a failure's result is its error.
+
+    `allow_failure` would not do: Dask makes a plain tuple of it, in its look for futures and between workers.
+    """
+    if state.is_completed():
+        return state
+    if state.is_pending():  # not ready
+        return Completed(data=None)
+    error = state.result(raise_on_failure=False, _sync=True)  # type: ignore[call-overload]
+    return Completed(data=error)
+
+
 def futures_in(*inputs: Any) -> tuple[list[StepFuture], list[StepFuture]]:
     """The steps among the inputs of a task: those it needs, and those whose failure it tolerates."""
     needed: list[StepFuture] = []
@@ -156,32 +165,53 @@ def futures_in(*inputs: Any) -> tuple[list[StepFuture], list[StepFuture]]:
 
 
 class Watch:
-    """Whether a cluster still has workers."""
+    """Whether a cluster still has workers, or may get some.
 
-    def __init__(self, client: distributed.Client) -> None:
-        self._client = client
+    Args:
+        client: Of the cluster.
+        cluster: Where the run made it.
+        patience: Seconds to wait for workers where there are none. Without it ten minutes, in which the time is not
+            counted that a cluster of jobs (SLURM's, say) waits for some it has asked for.
+    """
+
+    def __init__(self, client: distributed.Client, *, cluster: Any = None, patience: float | None = None) -> None:
+        self._client, self._cluster = client, cluster
+        self._patience = PATIENCE if patience is None else patience
+        self._limited = patience is not None
         self._none_since: float | None = None
+        self._told = False
 
     def lost(self) -> FanOutError | None:
         """The error that tasks end with once nobody has been there to run them for too long."""
         if self._workers():
+            self._none_since, self._told = None, False
+            return None
+        asked_for = 0 if self._limited else self._asked_for()
+        if not self._told:
+            self._told = True
+            get_run_logger().warning(
+                "no Dask worker is there; waiting for one (%s), or cancel this run",
+                f"{asked_for} are asked for" if asked_for else f"up to {self._patience:.0f} seconds: start workers",
+            )
+        if asked_for:
             self._none_since = None
             return None
         now = time.monotonic()
         if self._none_since is None:
             self._none_since = now
-            get_run_logger().warning(
-                "no Dask worker is there; waiting for one (up to %.0f minutes): start workers, or cancel this run",
-                PATIENCE / 60,
-            )
-        if now - self._none_since < PATIENCE:
+        if now - self._none_since < self._patience:
             return None
         return FanOutError(
-            f"no Dask worker has been there for {PATIENCE / 60:.0f} minutes",
+            f"no Dask worker has been there for {self._patience:.0f} seconds",
             field=ADDRESS,
             got=self._client.scheduler.address if self._client.scheduler else None,
             next_step=f"start workers, then {_AGAIN}",
         )
+
+    def _asked_for(self) -> int:
+        # Processes of this machine wait in no queue: they start, or they never will.
+        local = self._cluster is None or isinstance(self._cluster, distributed.LocalCluster)
+        return 0 if local else len(self._cluster.plan)
 
     def _workers(self) -> int:
         try:

@@ -10,13 +10,11 @@ import contextlib
 import logging
 import os
 import socket
-import uuid
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import dask
-import distributed
 from prefect import allow_failure
 from prefect.client.schemas.objects import RunInput
 from prefect.futures import PrefectFuture
@@ -26,11 +24,11 @@ from prefect.utilities.collections import visit_collection
 from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
-from saeinterp.artifacts import ArtifactStore
 from saeinterp.errors import ConfigError
 from saeinterp.hardware import hardware
 from tasks.cluster import ADDRESS, FanOutError, StepFuture, Watch, futures_in
-from tasks.site import Site, sees
+from tasks.site import Site, mark
+from tasks.workers import ask, examine
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +40,13 @@ class FanOut(DaskTaskRunner):
 
     Attributes:
         site: What the flow's process has, in the processes of workers; None in the flow's own.
+        mark: A folder of the flow's process that they must see, likewise.
+        patience: Seconds to wait for workers where there are none; None for ten minutes of a cluster that wants none.
     """
 
     site: Site | None = None
+    mark: str | None = None
+    patience: float | None = None
 
     @property
     def client(self) -> PrefectDaskClient:
@@ -64,13 +66,13 @@ class FanOut(DaskTaskRunner):
                 )
             with _connecting(self.address):
                 client = DaskTaskRunner.client.fget(self)  # type: ignore[attr-defined]
-            _examine(client)
-            self._watch = Watch(client)
+            examine(client)
+            self._watch = Watch(client, cluster=self._cluster, patience=self.patience)
         return cast("PrefectDaskClient", self._client)
 
     def other_machines(self) -> list[str]:
         """Names of the machines of workers other than this process's, which its loopback is not that of."""
-        return sorted(set(_ask(self.client, socket.gethostname).values()) - {socket.gethostname()})
+        return sorted(set(ask(self.client, socket.gethostname).values()) - {socket.gethostname()})
 
     def submit(  # type: ignore[override]
         self,
@@ -97,13 +99,14 @@ class FanOut(DaskTaskRunner):
     def duplicate(self) -> FanOut:
         """Another one with the same settings."""
         again: FanOut = super().duplicate()
-        again.site = self.site
+        again.site, again.mark, again.patience = self.site, self.mark, self.patience
         return again
 
     def __getstate__(self) -> dict[str, Any]:
         # It is pickled as part of the flow, on its way to a worker.
         left = {name: value for name, value in self.__dict__.items() if name not in ("_client", "_cluster", "_watch")}
-        return {**left, "_client": None, "_cluster": None, "site": self.site or Site.here()}
+        there = {"site": self.site or Site.here(), "mark": self.mark or mark()}
+        return {**left, "_client": None, "_cluster": None, **there}
 
 
 def local_options(options: Mapping[str, Any], *, workers: int) -> dict[str, Any]:
@@ -139,47 +142,3 @@ def _connecting(address: str | None) -> Any:
             got=address,
             next_step="start the scheduler (dask scheduler), or correct the address" if address else None,
         ) from error
-
-
-def _examine(client: distributed.Client) -> None:
-    """Refuse workers that differ from this process, or do not see its artifacts.
-
-    Raises:
-        FanOutError: A worker lacks saeinterp.
-        ConfigError: A worker has another root, version or setting, or does not see the flow's files.
-    """
-    here = Site.here()
-    for address, site in _ask(client, Site.here).items():
-        here.admit(site, who=f"the Dask worker {address}")
-    store = ArtifactStore()
-    if "://" in here.root:  # object storage is the same for all
-        return
-    store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Named as scratch of this process, which is swept where it dies before the end of this.
-    mark = store.root / ".scratch" / f"fan-out-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    mark.mkdir(parents=True)
-    try:
-        blind = [address for address, there in _ask(client, sees, str(mark)).items() if not there]
-    finally:
-        mark.rmdir()
-    if blind:
-        raise ConfigError(
-            "a Dask worker does not see the flow's files there",
-            field="SAEINTERP_ROOT",
-            got=f"{here.root} on {', '.join(sorted(blind))}",
-            expected="one folder on shared storage",
-            next_step="mount it at the same path on every machine",
-        )
-
-
-def _ask(client: distributed.Client, what: Any, *args: Any) -> dict[str, Any]:
-    """The answer of every worker."""
-    answers: dict[str, Any] = client.run(what, *args, on_error="return")
-    for address, answer in answers.items():
-        if isinstance(answer, BaseException):
-            raise FanOutError(
-                f"the Dask worker {address} cannot run steps: {type(answer).__name__}: {answer}",
-                field=ADDRESS,
-                next_step="install the same version of saeinterp there (pip install 'saeinterp[dask]')",
-            ) from answer
-    return answers
