@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+import ssl
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.terminal import ServerError
 from saeinterp.errors import ConfigError
@@ -103,7 +104,7 @@ async def _reach(found: Database) -> str:
 
     problem, step, cause = "", "", None
     try:
-        connection = await asyncpg.connect(found.url.replace(POSTGRES, "postgresql", 1), timeout=10)
+        connection = await asyncpg.connect(**_arguments(found))
         try:
             number = int(await connection.fetchval("show server_version_num")) // 10_000
             trigrams = await connection.fetchval("select 1 from pg_available_extensions where name = 'pg_trgm'")
@@ -114,7 +115,7 @@ async def _reach(found: Database) -> str:
         cause = error
     except asyncpg.InvalidCatalogNameError as error:
         problem, step, cause = "there is no such database", "createdb --owner USER NAME, as the user postgres", error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         problem = f"the database does not answer ({type(error).__name__})"
         step, cause = "start it, or correct the address", error
     else:
@@ -125,3 +126,22 @@ async def _reach(found: Database) -> str:
     if problem:
         raise ServerError(problem, field="database", got=found.shown, next_step=step) from cause
     return f"PostgreSQL {number}"
+
+
+def _arguments(found: Database) -> dict[str, Any]:
+    """What the server will connect with, as SQLAlchemy reads an address: asyncpg knows no `ssl=require` there."""
+    from prefect.settings import get_current_settings
+    from sqlalchemy.dialects.postgresql.asyncpg import dialect
+    from sqlalchemy.engine import make_url
+
+    _, arguments = dialect().create_connect_args(make_url(found.url))
+    for name in ("prepared_statement_cache_size", "prepared_statement_name_func", "async_creator_fn"):
+        arguments.pop(name, None)  # SQLAlchemy's own
+    tls = get_current_settings().server.database.sqlalchemy.connect_args.tls
+    if tls.enabled:
+        context = ssl.create_default_context(cafile=tls.ca_file or None)
+        if tls.cert_file and tls.key_file:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+        context.check_hostname = tls.check_hostname
+        arguments["ssl"] = context
+    return {"timeout": 10, **arguments}

@@ -13,7 +13,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import BaseModel
 
 from flows.naming import run_name
-from flows.settings import ADAPT, ADDRESS, CLUSTER, OPTIONS, RUNNER, WORKERS
+from flows.settings import ADAPT, ADDRESS, CLUSTER, OPTIONS, PATIENCE, RUNNER, WORKERS
 from saeinterp.errors import ConfigError, MissingDependencyError
 
 
@@ -30,7 +30,10 @@ def runner() -> TaskRunner[PrefectFuture[Any]]:
     workers = int(os.environ.get(WORKERS, "2"))
     name = os.environ.get(RUNNER, "").strip() or "threads"
     if name == "dask":
-        return cast("TaskRunner[PrefectFuture[Any]]", _dask(workers))
+        patience = _seconds(PATIENCE)
+        fan_out = _dask(workers)
+        fan_out.patience = patience
+        return cast("TaskRunner[PrefectFuture[Any]]", fan_out)
     if name != "threads":
         raise ConfigError("no such task runner", field=RUNNER, got=name, expected="threads or dask")
     threads: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)
@@ -68,6 +71,19 @@ def _dask(workers: int) -> Any:
         raise ConfigError(
             f"no such class: {error}", field=CLUSTER, got=cluster, expected="such as dask_jobqueue.SLURMCluster"
         ) from error
+
+
+def _seconds(name: str) -> float | None:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not found > 0:
+        raise ConfigError("cannot be read", field=name, got=text, expected="seconds, such as 3600")
+    return found
 
 
 def _mapping(name: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ has therefore travels with its task runner, and every step looks at it first: wo
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -81,12 +83,37 @@ def admitted() -> None:
     """Return if the flow's steps may run in this process.
 
     Raises:
-        ConfigError: This is a worker that differs from the flow.
+        ConfigError: This is a worker that differs from the flow, or does not see its files.
     """
     context = FlowRunContext.get()
-    site: Site | None = getattr(context.task_runner, "site", None) if context else None
-    if site is not None:
-        site.admit(Site.here(), who=f"the Dask worker on {platform.node()}")
+    runner: Any = context.task_runner if context else None
+    site: Site | None = getattr(runner, "site", None)
+    if site is None:
+        return
+    site.admit(Site.here(), who=f"the Dask worker on {platform.node()}")
+    if "://" not in site.root and not sees(runner.mark):
+        raise ConfigError(
+            f"the Dask worker on {platform.node()} does not see the flow's files there",
+            field="SAEINTERP_ROOT",
+            got=site.root,
+            expected="one folder on shared storage",
+            next_step="mount it at the same path on every machine",
+        )
+    _log_to_the_run()
+
+
+def _log_to_the_run() -> None:
+    """Send the library's log lines to the run, as a flow's own process does; a worker was started without asking so."""
+    ours, extra = logging.getLogger("saeinterp"), logging.getLogger("prefect.extra")
+    for handler in extra.handlers:
+        if handler not in ours.handlers:
+            ours.addHandler(handler)
+
+
+def mark() -> str:
+    """A folder that is there as long as this process runs a flow on workers, named as scratch of this process."""
+    place = f"fan-out-{socket.gethostname()}-{os.getpid()}-mark"
+    return str(ArtifactStore().root / ".scratch" / place)
 
 
 def sees(folder: str) -> bool:

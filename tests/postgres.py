@@ -67,6 +67,23 @@ class Postgres:
         listen = f"-c listen_addresses=127.0.0.1 -p {self.port} -k {self.folder}"
         self._do("pg_ctl", "-D", data, "-l", str(self.folder / "log"), "-o", listen, "-w", "-t", "60", "start")
 
+    def encrypt(self) -> None:
+        """Take connections with TLS from now on, with a certificate that nobody has signed."""
+        data = self.folder / "data"
+        made = ["-keyout", str(data / "server.key"), "-out", str(data / "server.crt"), "-subj", "/CN=localhost"]
+        subprocess.run(
+            ["openssl", "req", "-new", "-x509", "-days", "2", "-nodes", *made],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        for name in ("server.key", "server.crt"):
+            (data / name).chmod(0o600)
+            if os.getuid() == 0:
+                shutil.chown(data / name, _user())
+        self.tool("psql", "postgres", "-c", "alter system set ssl = on")
+        self.tool("psql", "postgres", "-c", "select pg_reload_conf()")
+
     def stop(self) -> None:
         """End it; what is connected is cut off."""
         self._do("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")

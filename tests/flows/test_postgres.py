@@ -14,6 +14,11 @@ import psutil
 import pytest
 from lab import ROOT, Lab, free_port
 from postgres import WHY_NOT, Postgres, binaries, postgres
+from prefect.settings import PREFECT_SERVER_DATABASE_PASSWORD, temporary_settings
+
+from flows.database import Database, reach
+from flows.database import database as named
+from flows.terminal import ServerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 TASKS = 500
@@ -131,3 +136,16 @@ def test_a_database_that_cannot_be_used_is_told_of_before_the_server_starts(data
     nobody = f"postgresql+asyncpg://prefect@127.0.0.1:{free_port()}/prefect"
     assert "does not answer" in start(nobody, **password)
     assert "command line" in start("postgresql+asyncpg://prefect:planted@127.0.0.1/prefect")
+
+
+def test_a_database_that_asks_for_encryption_is_reached(
+    database: Postgres,
+) -> None:
+    database.encrypt()
+    for query in ("ssl=require", "ssl=require&prepared_statement_cache_size=0"):
+        with temporary_settings({PREFECT_SERVER_DATABASE_PASSWORD: database.password}):
+            found = named(f"{database.address('prefect')}?{query}")
+        assert reach(found).startswith("PostgreSQL")
+    refused = Database(found.url.replace("ssl=require", "ssl=verify-full"), found.driver, found.shown)
+    with pytest.raises(ServerError, match="does not answer"):
+        reach(refused)
