@@ -86,7 +86,7 @@ class Terminal:
         return f"{kind}/{next((item for item in found if begin and begin in item), found[-1])}"
 
     def _type(self, text: str, entry: Real) -> Typed:
-        log, after = self.folder / ".shown", self.folder / ".after"
+        log, after = self.folder / f".shown-{len(self.results)}", self.folder / ".after"
         after.unlink(missing_ok=True)
         spoken = self.spoken(text, entry)
         remember = f"code=$?; {{ pwd; env -0; }} > {after}; exit $code"

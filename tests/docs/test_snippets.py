@@ -59,7 +59,7 @@ def _check_compose(given: dict[str, Any], folder: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=_named)
 def test_settings_are_accepted_by_a_flow_or_by_what_they_belong_to(block: Block, tmp_path: Path) -> None:
-    given = yaml.load(block.text, _Loader)
+    given = _Loader(block.text).get_single_data()
     if set(given) <= {"services", "volumes"}:
         _check_compose(given, tmp_path)
         return
