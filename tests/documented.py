@@ -47,9 +47,9 @@ class Command(NamedTuple):
 
 
 def pages() -> list[Path]:
-    """README and every page of docs/, in the order of reading."""
+    """README, every page of docs/ and CONTRIBUTING, in the order of reading."""
     docs = ROOT / "docs"
-    first = [ROOT / "README.md", docs / "tutorial.md"]
+    first = [ROOT / "README.md", docs / "tutorial.md", ROOT / "CONTRIBUTING.md"]
     return [*first, *sorted(path for path in docs.rglob("*.md") if path not in first)]
 
 

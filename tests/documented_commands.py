@@ -20,6 +20,7 @@ class Real(NamedTuple):
         answer: What is typed when it asks.
         stays: It does not end by itself: it is interrupted once it has shown what it should.
         kept: It goes on in the background until the page ends.
+        on: The one page where it is typed, if it stands on others too; others would repeat it at length.
     """
 
     shows: str = ""
@@ -28,6 +29,7 @@ class Real(NamedTuple):
     answer: str = ""
     stays: bool = False
     kept: bool = False
+    on: str = ""
 
 
 class Elsewhere(NamedTuple):
@@ -44,29 +46,41 @@ class Elsewhere(NamedTuple):
 
 FLOWS = "tests/flows/"
 DOWNLOADS = Elsewhere("installs from a package index")
-TINY = {"preset:demo": "run.yaml"}
-"""The planted model, three layers of 20 latents, in place of the demo's 135 million parameters."""
+COMPOSE = Elsewhere("needs a container engine", f"{FLOWS}test_compose_lab.py")
+CLUSTER = Elsewhere("needs a cluster", "tests/test_kubernetes.py")
+PODS = Elsewhere("would change the pools of the other pages", f"{FLOWS}test_kubernetes_pools.py")
+NODES = Elsewhere(
+    "needs two machines",
+    f"{FLOWS}test_training_nodes.py::test_two_nodes_train_what_two_processes_of_one_machine_train",
+)
+OPERATE = "docs/how-to/operate.md"
+RESTORED = f"{FLOWS}test_postgres.py::test_a_back_up_is_restored_into_another_database"
+AGAIN = Elsewhere(
+    "is the command of README with another file",
+    f"{FLOWS}test_compare_explainers.py::test_a_third_run_does_nothing_twice",
+)
 
 COMMANDS: dict[str, Real | Elsewhere] = {
     # README and tutorial
     "make demo": Elsewhere("takes minutes; every change runs it", ".ci/run"),
     "make test": Elsewhere("is the suite itself; every change runs it", ".ci/run"),
+    "make check": Elsewhere("is checks of the sources; every change runs it", ".ci/run"),
     ". .venv/bin/activate": Real(),
     "saeinterp plan compare-explainers --config run.yaml": Real("0 of [0-9]+ steps to do"),
     "saeinterp run compare-explainers --config run.yaml --set training.k=64": Real(
-        r"report\.html", {"training.k=64": "training.k=2"}
+        r"report\.html", {"training.k=64": "training.k=1"}
     ),
     "saeinterp doctor": Real("torch"),
     "saeinterp view report/...": Real(r"http://127\.0\.0\.1:\d+/", {"report/...": "{report}"}, stays=True),
     "saeinterp plan compare-explainers --config preset:demo --set training.k=16": Real("LLM requests"),
-    "saeinterp run compare-explainers --config preset:demo --set training.k=16": Real(
-        r"report\.html", {**TINY, "training.k=16": "training.k=2"}
-    ),
-    "SAEINTERP_FAULT=layers.10@50 saeinterp run compare-explainers --config preset:demo --set training.seed=1": Real(
-        r"layers\.1\b.*SAEINTERP_FAULT", {**TINY, "layers.10@50": "layers.1@50"}, code=1
+    "saeinterp run compare-explainers --config preset:demo --set training.k=16": AGAIN,
+    "SAEINTERP_FAULT=layers.10@50 saeinterp run compare-explainers --config preset:demo "
+    "--set training.seed=1": Elsewhere(
+        "takes minutes",
+        f"{FLOWS}test_compare_explainers.py::test_a_layer_that_fails_fails_alone_and_the_report_names_it",
     ),
     # how-to/compare-explainers.md
-    "saeinterp run compare-explainers --config mine.yaml": Real(r"report\.html"),
+    "saeinterp run compare-explainers --config mine.yaml": AGAIN,
     "saeinterp run compare-explainers --config preset:qwen-7b-vs-72b-designed": Elsewhere(
         "needs two GPUs, vLLM and models of the hub"
     ),
@@ -75,6 +89,23 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     # how-to/compare-models.md
     "saeinterp run compare-models --config preset:compare-models-small": Elsewhere(
         "takes minutes", f"{FLOWS}test_compare_models.py::test_smollm2_is_told_from_its_random_weights_on_two_texts"
+    ),
+    # how-to/containers.md
+    "(umask 077; cp docker/env.example docker/.env)": Real(
+        "", {"cp docker/env.example": "mkdir docker; cp {repository}/docker/env.example"}
+    ),
+    "docker compose -f docker/compose.yaml up -d --build worker": COMPOSE,
+    "docker compose -f docker/compose.yaml ps": COMPOSE,
+    "docker compose -f docker/compose.yaml --profile llm up -d": COMPOSE,
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api PREFECT_API_AUTH_STRING=NAME:PASSWORD": Real(
+        "", {"http://127.0.0.1:4200/api": "$PREFECT_API_URL", "NAME:PASSWORD": "$PREFECT_API_AUTH_STRING"}
+    ),
+    "saeinterp submit train-saes --watch": Elsewhere(
+        "trains at full size", f"{FLOWS}test_operations.py::test_a_bare_name_from_another_folder_runs_to_the_report"
+    ),
+    "saeinterp submit compare-explainers --config docker/compare-explainers.yaml --watch": Elsewhere(
+        "needs three vLLM servers with cards",
+        "tests/test_containers.py::test_the_packaged_run_is_the_preset_with_other_servers",
     ),
     # how-to/disk.md
     "saeinterp artifacts list": Real("explainer-comparison"),
@@ -85,6 +116,26 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp artifacts gc --keep-reports 10 --older-than 30d --yes": Real("Nothing to remove"),
     "saeinterp artifacts rm sae/layers.9-1a2b3c4d": Real("made from", code=1),
     "saeinterp artifacts rm activations/subject-layers.9-1a2b3c4d --force": Real("Removed 1 item", answer="y\n"),
+    # how-to/fan-out.md
+    "pip install 'saeinterp[dask]'": DOWNLOADS,
+    "export SAEINTERP_TASK_RUNNER=dask": Real(),
+    "saeinterp run train-saes --config preset:train-saes-small --set launch.parallel=4": Elsewhere(
+        "takes minutes",
+        f"{FLOWS}test_fan_out.py::test_health_on_processes_that_the_flow_starts_makes_the_same_bytes_as_on_threads",
+    ),
+    "dask scheduler --no-dashboard": Real(
+        "Scheduler at", {"--no-dashboard": "--no-dashboard --host 127.0.0.1 --port {port}"}, kept=True
+    ),
+    "SAEINTERP_ROOT=/shared/saeinterp OMP_NUM_THREADS=8 dask worker tcp://10.0.0.5:8786 --nworkers 2 --nthreads 1 "
+    "--memory-limit 0 --no-dashboard": Real(
+        "Registered to", {"SAEINTERP_ROOT": "env SAEINTERP_ROOT", "10.0.0.5:8786": "127.0.0.1:{port}"}, stays=True
+    ),
+    "export SAEINTERP_TASK_RUNNER=dask SAEINTERP_DASK_ADDRESS=tcp://10.0.0.5:8786 SAEINTERP_ROOT=/shared/saeinterp": (
+        Real()
+    ),
+    "export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=true DASK_DISTRIBUTED__COMM__TLS__CA_FILE=ca.pem": Real(),
+    "export DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__CERT=me.pem "
+    "DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__KEY=me.key": Real(),
     # how-to/fine-tuned.md, gpu-slots.md, import-health.md, large-subjects.md
     "pip install 'saeinterp[adapters]'": DOWNLOADS,
     "saeinterp run compare-models --set subject_a.model=demo:smollm2-135m --set subject_b.model=demo:smollm2-135m "
@@ -100,6 +151,24 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp import health report.md": Real("[Hh]ealthy"),
     "saeinterp import health table.csv --model my-model --latents 400 --k 32": Real("my-model"),
     "pip install 'saeinterp[quantized]'": DOWNLOADS,
+    # how-to/kubernetes.md
+    "saeinterp ops setup --kubernetes REGISTRY/saeinterp-worker-vllm:TAG --gpus 1": PODS,
+    "prefect work-pool create gpu --type kubernetes --base-job-template deployments/kubernetes/job-template.json": PODS,
+    "kubectl create namespace saeinterp": CLUSTER,
+    "kubectl -n saeinterp create secret generic saeinterp-prefect --from-env-file=prefect.env": CLUSTER,
+    "kubectl -n saeinterp create secret generic saeinterp-keys --from-env-file=keys.env": CLUSTER,
+    "kubectl -n saeinterp create configmap saeinterp-training --from-file=run.yaml": CLUSTER,
+    "kubectl apply -f deployments/kubernetes/training-nodes.yaml": CLUSTER,
+    "kubectl -n saeinterp logs -f -l batch.kubernetes.io/job-name=saeinterp-training": CLUSTER,
+    "python -m saeinterp.sae.nodes run --calls CALLS -- saeinterp run train-saes --config run.yaml": NODES,
+    "python -m saeinterp.sae.nodes follow --calls CALLS": NODES,
+    # how-to/object-storage.md
+    "pip install 'saeinterp[s3]'": DOWNLOADS,
+    "export SAEINTERP_ROOT=s3://my-bucket/saeinterp": Real(),
+    "saeinterp run compare-explainers --config lab.yaml": Elsewhere(
+        "takes minutes",
+        f"{FLOWS}test_object_storage.py::test_a_flow_leaves_in_the_bucket_what_it_leaves_in_a_folder",
+    ),
     # how-to/operate.md
     "umask 077": Real(),
     "git clone <this repository> saeinterp && cd saeinterp": Real(
@@ -107,11 +176,27 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     ),
     "make install": Elsewhere("installs from a package index; every change runs it", ".ci/run"),
     "saeinterp ops server": Real(
-        r"password in .*server\.env.*dashboard at", {"ops server": "ops server --port {port}"}, kept=True
+        r"password in .*server\.env.*dashboard at", {"ops server": "ops server --port {port}"}, kept=True, on=OPERATE
     ),
-    "set -a; . ~/.prefect/server.env; set +a": Real(),
+    "set -a; . ~/.prefect/server.env; set +a": Real(on=OPERATE),
+    "sudo apt-get install postgresql": Elsewhere("needs root and a package index"),
+    "sudo -u postgres createuser --pwprompt prefect": Elsewhere("needs root", f"{FLOWS}test_postgres.py"),
+    "sudo -u postgres createdb --owner prefect prefect": Elsewhere("needs root", f"{FLOWS}test_postgres.py"),
+    "read -rs PREFECT_SERVER_DATABASE_PASSWORD && export PREFECT_SERVER_DATABASE_PASSWORD": Real(answer="planted\n"),
+    "saeinterp ops server --database postgresql+asyncpg://prefect@127.0.0.1:5432/prefect": Elsewhere(
+        "takes a database for itself",
+        f"{FLOWS}test_postgres.py::test_a_flow_of_five_hundred_tasks_completes_and_every_task_is_on_record",
+    ),
+    "pg_dump --host 127.0.0.1 --username prefect --format custom --file prefect.dump prefect": Elsewhere(
+        "needs the database", RESTORED
+    ),
+    "pg_restore --host 127.0.0.1 --username prefect --no-owner --dbname restored prefect.dump": Elsewhere(
+        "needs the database", RESTORED
+    ),
     "saeinterp ops setup --root /data/saeinterp": Real("next: prefect", {"/data/saeinterp": "{folder}/data"}),
-    "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all": Real("compare-explainers/gpu"),
+    "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all": Real(
+        "compare-explainers/gpu", on=OPERATE
+    ),
     "saeinterp ops worker --pool gpu": Real("Worker .* started", stays=True),
     "(umask 077; ssh lab grep ^PREFECT_API_ .prefect/server.env > ~/.saeinterp-lab.env)": Real(
         "", {"ssh lab grep ^PREFECT_API_ ": "grep ^PREFECT_API_ ~/"}
@@ -191,3 +276,9 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp sae convert sae/layers.9-1a2b3c4d out/lens --to sae-lens --model gpt2": Real("out/lens"),
     "saeinterp sae convert out/lens out/sparsify --to sparsify": Real("out/sparsify"),
 }
+
+
+def typed(page: str, text: str) -> Real | None:
+    """What a command does where it is typed on this page; None where it is not."""
+    entry = COMMANDS.get(text)
+    return entry if isinstance(entry, Real) and entry.on in ("", page) else None

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from documented import ROOT, Command, commands
-from documented_commands import COMMANDS, Real
+from documented_commands import Real, typed
 from explain.oracle import Oracle
 from lab import Lab, free_port
+from s3 import KEYS, TestBucket, s3_server
 
 PATIENCE = 480.0  # seconds for one command, on a loaded machine
 _NAME = re.compile(r"\b([a-z-]+)/([\w.-]+)-(?:1a2b3c4d|5e6f7a8b)\b")
@@ -61,9 +62,9 @@ class Terminal:
         """Type the page's commands up to this one, as far as they have not been typed."""
         wanted = self._commands.index(command)
         while len(self.results) <= wanted:
-            entry = COMMANDS.get(self._commands[len(self.results)].text)
             text = self._commands[len(self.results)].text
-            self.results.append(self._type(text, entry) if isinstance(entry, Real) else None)
+            entry = typed(command.page, text)
+            self.results.append(self._type(text, entry) if entry else None)
         return self.results[wanted]
 
     def spoken(self, text: str, entry: Real) -> str:
@@ -85,7 +86,7 @@ class Terminal:
         return f"{kind}/{next((item for item in found if begin and begin in item), found[-1])}"
 
     def _type(self, text: str, entry: Real) -> Typed:
-        log, after = self.folder / ".shown", self.folder / ".after"
+        log, after = self.folder / f".shown-{len(self.results)}", self.folder / ".after"
         after.unlink(missing_ok=True)
         spoken = self.spoken(text, entry)
         remember = f"code=$?; {{ pwd; env -0; }} > {after}; exit $code"
@@ -118,7 +119,10 @@ class Terminal:
         try:
             process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            pass
+        finally:  # also when the tests are interrupted
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         shown = log.read_text(errors="replace")
         if after.is_file():
@@ -170,6 +174,7 @@ class Desk:
         self._configs = configs
         self._server = server
         self._open: dict[str, Terminal] = {}
+        self._servers = contextlib.ExitStack()
         self.made = folder / "made"
         self._write_files(self.made)
         done = subprocess.run(
@@ -200,20 +205,34 @@ class Desk:
         )
 
     def terminal(self, page: str) -> Terminal:
-        """The page's; those of other pages are closed."""
+        """The page's; those of other pages are closed. Pages share artifacts, but for the one that removes some."""
         for name in [name for name in self._open if name != page]:
             self._open[name].close()
         if page not in self._open:
             folder = self._folder / page.replace("/", "_").removesuffix(".md")
             folder.mkdir()
-            shutil.copytree(self.made / "runs", folder / "runs")
+            if page.endswith("disk.md"):  # which removes
+                shutil.copytree(self.made / "runs", folder / "runs")
+            else:
+                (folder / "runs").symlink_to(self.made / "runs")
             self._write_files(folder, page)
             if (Path(sys.prefix) / "bin" / "activate").is_file():
                 (folder / ".venv").symlink_to(sys.prefix)
             # The guide to operation starts a server of its own.
             environment = self.environment(server=page != "docs/how-to/operate.md")
+            if page.endswith("object-storage.md"):
+                environment |= self._bucket()
             self._open[page] = Terminal(folder, environment, page)
         return self._open[page]
+
+    def _bucket(self) -> dict[str, str]:
+        """The variables with which the bucket that the pages name is there."""
+        url = self._servers.enter_context(s3_server(self._folder / "s3.log"))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in KEYS.items():
+                patch.setenv(name, value)
+            TestBucket(url, "my-bucket")
+        return {**KEYS, "AWS_ENDPOINT_URL": url}
 
     def _write_files(self, folder: Path, page: str = "") -> None:
         """The reader's own files, of the names that the pages use."""
@@ -237,6 +256,7 @@ class Desk:
     def close(self) -> None:
         for terminal in self._open.values():
             terminal.close()
+        self._servers.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,19 +6,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import typer
 from documented import ROOT, Command, calls, commands, mentions
-from documented_commands import COMMANDS, Elsewhere, Real
+from documented_commands import COMMANDS, Elsewhere, typed
 
 from flows.catalogue import FLOWS, configuration
 from flows.cli import app
 
 ALL = commands()
-TYPED = [command for command in ALL if isinstance(COMMANDS.get(command.text), Real)]
-OTHERS = [command for command in ALL if command not in TYPED]
+TYPED = [command for command in ALL if typed(command.page, command.text)]
 CLI = typer.main.get_command(app)
 
 
@@ -46,8 +46,8 @@ def test_the_test_that_runs_a_command_in_our_place_is_there(entry: Elsewhere) ->
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("command", TYPED, ids=_named)
 def test_a_command_does_what_its_page_says(command: Command, desk) -> None:  # type: ignore[no-untyped-def]
-    entry = COMMANDS[command.text]
-    assert isinstance(entry, Real)
+    entry = typed(command.page, command.text)
+    assert entry is not None
     terminal = desk.terminal(command.page)
     result = terminal.reach(command)
     assert result.code == entry.code, f"{command.place}: {terminal.spoken(command.text, entry)}\n{result.shown}"
@@ -61,10 +61,15 @@ def test_the_words_of_a_command_are_those_of_the_program(command: Command) -> No
         if program == "saeinterp":
             _check_ours(arguments, whole=command in ALL, place=command.place)
         elif program == "make":
-            done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+            done = _said("make", "-n", *arguments)
             assert done.returncode == 0, f"{command.place}: {done.stderr}"
         else:
             _check_prefect(arguments, command.place)
+
+
+@cache
+def _said(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 
 def _check_ours(arguments: list[str], *, whole: bool, place: str) -> None:
@@ -96,9 +101,7 @@ def _check_prefect(arguments: list[str], place: str) -> None:
         path.append(command.pop(0))
         if len(path) == 2 or path[0] == "deploy":
             break
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *path, "--help"], capture_output=True, text=True, timeout=200, check=False
-    )
+    done = _said(sys.executable, "-m", "prefect", *path, "--help")
     assert done.returncode == 0, f"{place}: prefect has no {' '.join(path)}:\n{done.stdout}{done.stderr}"
     for option in (word for word in command if word.startswith("--")):
         assert option in done.stdout, f"{place}: prefect {' '.join(path)} has no {option}"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from documented import ROOT, Block, blocks
+from documented import ROOT, Block, blocks, pages
 from pydantic import BaseModel
 
 from flows.catalogue import FLOWS
 from saeinterp import config as configs
-from saeinterp.config import load_config
+from saeinterp.config import load_config, read_yaml
 from saeinterp.errors import ConfigError
 
 KNOWN = ("", "bash", "sh", "text", "yaml", "json", "python", "ini")
@@ -31,15 +33,41 @@ def _named(block: Block) -> str:
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
-    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
-    fences = sum(line.lstrip().startswith("```") for path in pages for line in path.read_text().splitlines())
+    fences = sum(line.lstrip().startswith("```") for path in pages() for line in path.read_text().splitlines())
     assert len(blocks(*KNOWN)) == fences // 2
     assert all((ROOT / path).exists() for path in ELSEWHERE.values())
 
 
+class _Loader(yaml.SafeLoader):
+    """Also reads compose's `!override`."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+def _check_compose(given: dict[str, Any], folder: Path) -> None:
+    """A piece of an override changes what docker/compose.yaml has, in words of its specification."""
+    there = read_yaml(ROOT / "docker" / "compose.yaml")
+    for part in given:
+        assert set(given[part]) <= set(there[part])
+    file = folder / "compose.override.yaml"
+    file.write_text(yaml.safe_dump(given))
+    check = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=_named)
-def test_settings_are_accepted_by_a_flow(block: Block, tmp_path: Path) -> None:
-    given = yaml.safe_load(block.text)
+def test_settings_are_accepted_by_a_flow_or_by_what_they_belong_to(block: Block, tmp_path: Path) -> None:
+    given = _Loader(block.text).get_single_data()
+    if set(given) <= {"services", "volumes"}:
+        _check_compose(given, tmp_path)
+        return
+    if set(given) == {"work_pool"}:
+        pool = read_yaml(ROOT / "deployments" / "prefect.yaml")["definitions"][given["work_pool"]["name"]]
+        assert set(given["work_pool"]) <= set(pool)
+        assert set(given["work_pool"]["job_variables"]) <= set(pool["job_variables"])
+        return
     if set(given) == {"llm"}:
         configs.LLMConfig.model_validate(given["llm"])
         return
