@@ -25,7 +25,7 @@ from saeinterp.errors import ConfigError
 from tasks.cards import SLOTS
 
 _REMEDIES = {
-    "root": "start the worker with SAEINTERP_ROOT set to the flow's folder, on storage that both see",
+    "root": "start the worker with the flow's SAEINTERP_ROOT: a folder on storage that both see, or an address",
     "saeinterp": "install the flow's version of saeinterp where the worker runs, and restart it",
     "torch": "install the flow's version of torch where the worker runs, and restart it",
     "python": "start the worker with the flow's version of Python",
@@ -52,7 +52,7 @@ class Site(NamedTuple):
         except PackageNotFoundError:
             torch = "none"
         return cls(
-            root=str(ArtifactStore().root),
+            root=ArtifactStore().shown,
             saeinterp=saeinterp.__version__,
             torch=torch,
             python=".".join(platform.python_version_tuple()[:2]),
