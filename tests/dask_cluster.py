@@ -25,7 +25,7 @@ class DaskCluster:
         settings: More environment variables of all.
     """
 
-    def __init__(self, folder: Path, *, artifacts: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, artifacts: Path | str, **settings: str) -> None:
         self.folder = folder
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.workers: list[subprocess.Popen[bytes]] = []

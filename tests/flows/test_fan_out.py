@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from explain.oracle import Oracle
 from operations import TERMINAL, Operations, manifests
 from planted_problems import write_planted_problems
 from processes import survivors
+from s3 import KEYS, TestBucket, s3_server
 
 from flows.runner import runner
 from saeinterp.errors import ConfigError
@@ -95,7 +97,7 @@ def environment(prefect_url: str, **more: str) -> dict[str, str]:
     return {**os.environ, "PREFECT_API_URL": prefect_url, **THREADS, **more}
 
 
-def run(cli: Cli, flow: str, config: str, root: Path, **env: str) -> CompletedProcess[str]:
+def run(cli: Cli, flow: str, config: str, root: Path | str, **env: str) -> CompletedProcess[str]:
     return cli("run", flow, "--config", config, "--root", str(root), **{**THREADS, **env})
 
 
@@ -180,6 +182,38 @@ def checkpointed(root: Path, *, within: float = 120) -> None:
     while not list(root.glob(".work/sae/*/checkpoints/*")):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.05)
+
+
+def test_workers_that_share_nothing_but_a_bucket_make_the_same_bytes(
+    cli: Cli,
+    prefect_url: str,
+    long_training: dict[str, Any],
+    reference: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with s3_server(tmp_path / "s3.log") as url:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        bucket = TestBucket(url, "planted-fan-out")
+        machines = DaskCluster(tmp_path / "dask", artifacts=bucket.url, **THREADS)
+        try:
+            machines.add_workers(1, SAEINTERP_CACHE=str(tmp_path / "a"))
+            machines.add_workers(1, SAEINTERP_CACHE=str(tmp_path / "b"))
+            config = write(tmp_path, long_training)
+            cache = str(tmp_path / "c")
+            done = run(cli, "train-saes", config, bucket.url, SAEINTERP_CACHE=cache, **on(machines))
+            assert done.returncode == 0, done.stdout + done.stderr
+        finally:
+            machines.close()
+        made = {key.removesuffix("/manifest.json"): bucket.read(key) for key in bucket.listed() if "manifest" in key}
+    sums = {
+        name: json.dumps({file: facts["sha256"] for file, facts in json.loads(data)["files"].items()}, sort_keys=True)
+        for name, data in made.items()
+    }
+    assert sums == reference
+    # Each made some: what one makes, the other fetches.
+    assert all(any((tmp_path / name).glob("*/sae/*/sae.safetensors")) for name in "ab")
 
 
 def test_workers_that_die_in_the_middle_cost_nothing(
