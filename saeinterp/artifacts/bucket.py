@@ -231,7 +231,7 @@ class Bucket:
                 raise self._error(error, doing) from error
             if not absent_ok:
                 raise
-        except Exception as error:  # noqa: BLE001: of several libraries, without a common base
+        except Exception as error:  # of several libraries, without a common base
             raise self._error(error, doing) from error
 
     def _error(self, error: Exception, doing: str) -> Exception:
