@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ PER_DELETE = 1000
 _RANGE_BYTES = 16 * 2**20  # in memory for each file that is fetched, and what a broken connection costs
 _TRIES = 6
 _ABSENT = ("404", "NoSuchKey", "NoSuchUpload", "NotFound")
+_SECRET = re.compile(r"[^\s/@]*:[^\s/@]*@")  # as in an address of a profile
 _CREDENTIALS = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_ENDPOINT_URL for a server of your own"
 
 
@@ -229,11 +231,11 @@ class Bucket:
                 raise self._error(error, doing) from error
             if not absent_ok:
                 raise
-        except Exception as error:
+        except Exception as error:  # of several libraries, without a common base
             raise self._error(error, doing) from error
 
     def _error(self, error: Exception, doing: str) -> Exception:
-        name, text = type(error).__name__, " ".join(str(error).split())[:200]
+        name, text = type(error).__name__, _SECRET.sub("", " ".join(str(error).split()))[:200]
         if isinstance(error, PermissionError):
             return ArtifactError(
                 f"the bucket denies {doing}: {text or 'access denied'}",

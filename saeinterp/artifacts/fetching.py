@@ -41,8 +41,9 @@ def fetch(mirror: Mirror, folder: str, name: str | None = None) -> None:
     """
     place, whole = mirror.root / folder, mirror.root / FETCHED / folder
     hold(mirror.root, [folder])
-    with contextlib.suppress(OSError):
-        os.utime(whole)
+    if whole.exists():
+        with contextlib.suppress(OSError):
+            os.utime(whole)
         return
     if not mirror.knows(folder):
         raise _gone(mirror, folder)
