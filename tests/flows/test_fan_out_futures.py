@@ -191,7 +191,7 @@ def test_workers_that_do_not_reach_the_flows_server_are_refused(cluster: Any) ->
 def test_an_open_cluster_and_workers_as_dask_starts_them_are_warned_of(cluster: Any) -> None:
     options = {"n_workers": 1, "processes": False, "dashboard_address": None}
     with (
-        LocalCluster(**options, threads_per_worker=2, memory_limit="1GB", host="0.0.0.0") as careless,
+        LocalCluster(**options, threads_per_worker=2, memory_limit="1GB", host="0.0.0.0", protocol="tcp") as careless,
         Client(careless, set_as_default=False) as client,
     ):
         said = "\n".join(advice(client.scheduler_info(n_workers=-1)))
