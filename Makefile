@@ -12,12 +12,12 @@ STORAGE := tests/flows/test_object_storage.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
+FAN_OUT := tests/flows/test_fan_out.py tests/flows/test_fan_out_futures.py
+POSTGRES := tests/flows/test_postgres.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit tests/docs
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE) $(FAN_OUT) $(POSTGRES)
 
 .PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling test-fan-out test-postgres bench-fan-out bench-postgres
-FAN_OUT := tests/flows/test_fan_out.py
-POSTGRES := tests/flows/test_postgres.py
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 

@@ -250,6 +250,7 @@ def test_a_layer_whose_workers_all_die_fails_alone_and_the_next_run_makes_it(
         assert code == 1, said
         assert "every Dask worker that ran this died" in said, said
         assert len(list(root.glob("sae/*/manifest.json"))) == 1, "the other layer went with it"
+        assert len(list(root.glob("health/*/manifest.json"))) == 1, "the other layer has no health"
         assert list(root.glob("report/*/report.html")), "no report of what is there"
         cluster.add_workers(1)
         code, said = Started(prefect_url, config, root, cluster).end()
@@ -364,5 +365,6 @@ def test_settings_that_cannot_be_used_are_named(monkeypatch: pytest.MonkeyPatch)
     refused("SAEINTERP_TASK_RUNNER", SAEINTERP_TASK_RUNNER="ray")
     refused("SAEINTERP_DASK_OPTIONS", SAEINTERP_TASK_RUNNER="dask", SAEINTERP_DASK_OPTIONS="n_workers=2")
     refused("SAEINTERP_DASK_CLUSTER", SAEINTERP_TASK_RUNNER="dask", SAEINTERP_DASK_CLUSTER="no.such.Cluster")
+    refused("SAEINTERP_DASK_PATIENCE", SAEINTERP_TASK_RUNNER="dask", SAEINTERP_DASK_PATIENCE="an hour")
     both = {"SAEINTERP_DASK_ADDRESS": "tcp://127.0.0.1:1", "SAEINTERP_DASK_OPTIONS": '{"n_workers": 2}'}
     refused("SAEINTERP_DASK_ADDRESS", SAEINTERP_TASK_RUNNER="dask", **both)
