@@ -20,7 +20,7 @@ class Real(NamedTuple):
         answer: What is typed when it asks.
         stays: It does not end by itself: it is interrupted once it has shown what it should.
         kept: It goes on in the background until the page ends.
-        on: The one page where it is typed, if it stands on others too; others would repeat it at length.
+        on: The pages where it is typed, if it stands on others too, which would only repeat it; empty for all.
     """
 
     shows: str = ""
@@ -29,7 +29,7 @@ class Real(NamedTuple):
     answer: str = ""
     stays: bool = False
     kept: bool = False
-    on: str = ""
+    on: tuple[str, ...] = ()
 
 
 class Elsewhere(NamedTuple):
@@ -53,7 +53,7 @@ NODES = Elsewhere(
     "needs two machines",
     f"{FLOWS}test_training_nodes.py::test_two_nodes_train_what_two_processes_of_one_machine_train",
 )
-OPERATE = "docs/how-to/operate.md"
+OPERATE = ("docs/how-to/operate.md",)
 RESTORED = f"{FLOWS}test_postgres.py::test_a_back_up_is_restored_into_another_database"
 AGAIN = Elsewhere(
     "is the command of README with another file",
@@ -70,7 +70,7 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "saeinterp run compare-explainers --config run.yaml --set training.k=64": Real(
         r"report\.html", {"training.k=64": "training.k=1"}
     ),
-    "saeinterp doctor": Real("torch"),
+    "saeinterp doctor": Real("torch", on=("README.md", "docs/how-to/object-storage.md")),
     "saeinterp view report/...": Real(r"http://127\.0\.0\.1:\d+/", {"report/...": "{report}"}, stays=True),
     "saeinterp plan compare-explainers --config preset:demo --set training.k=16": Real("LLM requests"),
     "saeinterp run compare-explainers --config preset:demo --set training.k=16": AGAIN,
@@ -195,7 +195,9 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     ),
     "saeinterp ops setup --root /data/saeinterp": Real("next: prefect", {"/data/saeinterp": "{folder}/data"}),
     "prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all": Real(
-        "compare-explainers/gpu", on=OPERATE
+        "compare-explainers/gpu",
+        {"--all": "-n compare-explainers/gpu -n train-saes/gpu -n compare-models/gpu"},
+        on=OPERATE,
     ),
     "saeinterp ops worker --pool gpu": Real("Worker .* started", stays=True),
     "(umask 077; ssh lab grep ^PREFECT_API_ .prefect/server.env > ~/.saeinterp-lab.env)": Real(
@@ -281,4 +283,4 @@ COMMANDS: dict[str, Real | Elsewhere] = {
 def typed(page: str, text: str) -> Real | None:
     """What a command does where it is typed on this page; None where it is not."""
     entry = COMMANDS.get(text)
-    return entry if isinstance(entry, Real) and entry.on in ("", page) else None
+    return entry if isinstance(entry, Real) and (not entry.on or page in entry.on) else None
