@@ -51,7 +51,7 @@ CLUSTER = Elsewhere("needs a cluster", "tests/test_kubernetes.py")
 PODS = Elsewhere("would change the pools of the other pages", f"{FLOWS}test_kubernetes_pools.py")
 NODES = Elsewhere(
     "needs two machines",
-    f"{FLOWS}test_training_nodes.py::test_two_nodes_train_what_two_processes_of_one_machine_train",
+    f"{FLOWS}test_training_nodes.py::test_two_nodes_of_which_one_is_replaced_train_what_two_processes_of_one_machine_train",
 )
 OPERATE = ("docs/how-to/operate.md",)
 RESTORED = f"{FLOWS}test_postgres.py::test_a_back_up_is_restored_into_another_database"
@@ -158,6 +158,7 @@ COMMANDS: dict[str, Real | Elsewhere] = {
     "kubectl -n saeinterp create secret generic saeinterp-prefect --from-env-file=prefect.env": CLUSTER,
     "kubectl -n saeinterp create secret generic saeinterp-keys --from-env-file=keys.env": CLUSTER,
     "kubectl -n saeinterp create configmap saeinterp-training --from-file=run.yaml": CLUSTER,
+    "kubectl -n saeinterp delete job saeinterp-training --ignore-not-found": CLUSTER,
     "kubectl apply -f deployments/kubernetes/training-nodes.yaml": CLUSTER,
     "kubectl -n saeinterp logs -f -l batch.kubernetes.io/job-name=saeinterp-training": CLUSTER,
     "python -m saeinterp.sae.nodes run --calls CALLS -- saeinterp run train-saes --config run.yaml": NODES,

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import pytest
@@ -75,7 +76,7 @@ class Terminal:
         return _NAME.sub(lambda match: self._artifact(match[1], match[2]), text)
 
     def _meant(self, match: re.Match[str]) -> str:
-        known = {"folder": str(self.folder), "port": self._port, "repository": str(ROOT)}
+        known = {"folder": quote(str(self.folder)), "port": self._port, "repository": quote(str(ROOT))}
         return known.get(match[1]) or self._artifact(match[1])
 
     def _artifact(self, kind: str, name: str = "") -> str:
@@ -89,7 +90,7 @@ class Terminal:
         log, after = self.folder / f".shown-{len(self.results)}", self.folder / ".after"
         after.unlink(missing_ok=True)
         spoken = self.spoken(text, entry)
-        remember = f"code=$?; {{ pwd; env -0; }} > {after}; exit $code"
+        remember = f"code=$?; {{ pwd; env -0; }} > {quote(str(after))}; exit $code"
         script = f"exec {spoken}" if entry.stays or entry.kept else f"{spoken}\n{remember}"
         mine, theirs = pty.openpty()  # programs ask only where there is a terminal
         os.write(mine, entry.answer.encode())
