@@ -14,10 +14,11 @@ TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
 FAN_OUT := tests/flows/test_fan_out.py tests/flows/test_fan_out_futures.py
 POSTGRES := tests/flows/test_postgres.py
+CLUSTER := tests/flows/test_compose_lab.py tests/flows/test_kubernetes_pools.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit tests/docs
-OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE) $(FAN_OUT) $(POSTGRES)
+OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE) $(FAN_OUT) $(POSTGRES) $(CLUSTER)
 
-.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling test-fan-out test-postgres bench-fan-out bench-postgres
+.PHONY: help install demo test test-flows test-slow test-interruptions test-serving test-operations test-retries test-kills test-storage test-health test-tokens test-models test-training test-browser peers test-peers test-saebench vllm test-vllm test-triton bench-training bench-health bench-enrichment bench-clients bench-dashboard check format clean dist audit test-audit docs test-docs bench-scaling test-fan-out test-postgres test-cluster bench-fan-out bench-postgres
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
@@ -60,6 +61,9 @@ test-fan-out: .venv/.installed ## steps in the processes of a Dask cluster, whos
 
 test-postgres: .venv/.installed ## a Prefect server on PostgreSQL; skipped where that is not installed
 	$(RUN) -m pytest -m slow $(POSTGRES)
+
+test-cluster: .venv/.installed ## the services of docker/compose.yaml as processes, and pools for Kubernetes, on a real server
+	$(RUN) -m pytest -m slow $(CLUSTER)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
 	$(RUN) -m pytest -m slow tests/health tests/compare
