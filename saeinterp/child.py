@@ -1,19 +1,23 @@
 """Runs a child process and leaves none behind, whatever happens to the caller.
 
 The child shares the caller's process group (a Ctrl-C reaches it) and asks the kernel for SIGTERM when its parent
-dies. The surprising choice: the end of its output, not of the direct child, counts as the end, because launchers
-put processes of their own in between; every working process reports its pid, so that each can be killed.
+dies. The surprising choices: the end of its output, not of the direct child, counts as the end, because launchers
+put processes of their own in between; every working process reports its pid, so that each can be killed. And the
+child asks by itself, in a starter that becomes the command, since a `preexec_fn` makes `subprocess` fork: OpenBLAS
+ends its threads at every fork, and a thread that is inside a product then waits for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +38,13 @@ _POLL_SECONDS = 0.2  # how late a timeout or a cancellation may land
 _TAIL_LINES = 40  # a traceback of the launcher's follows the one that matters
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_STARTER = (
+    "import ctypes, os, signal, sys\n"
+    f"ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)  # it died before it was asked\n"
+    "for ignored in (signal.SIGPIPE, signal.SIGXFSZ): signal.signal(ignored, signal.SIG_DFL)  # Python's own\n"
+    "os.execvp(sys.argv[2], sys.argv[2:])\n"
+)
 
 
 class Exit(NamedTuple):
@@ -94,9 +105,14 @@ def run_child(
         on_line: Called with every other line.
         grace: Seconds between SIGTERM and SIGKILL, for a last checkpoint.
         stop: Set by another thread to stop it.
+
+    Raises:
+        FileNotFoundError: There is no such program.
     """
+    if shutil.which(command[0], path=env.get("PATH")) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     process = subprocess.Popen(
-        command,
+        command if _LIBC is None else [sys.executable, "-I", "-S", "-c", _STARTER, str(os.getpid()), *command],
         env=dict(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -104,8 +120,6 @@ def run_child(
         text=True,
         encoding="utf-8",
         errors="replace",
-        # Only one prepared system call runs between fork and exec.
-        preexec_fn=die_with_parent,
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     pump = threading.Thread(target=_pump, args=(process, lines), daemon=True, name=f"output of {process.pid}")
