@@ -12,9 +12,9 @@ STORAGE := tests/flows/test_object_storage.py
 RETRIES := tests/flows/test_operations_retry.py tests/flows/test_operations_secrets.py tests/flows/test_operations_slots.py
 TOKENS := tests/flows/test_correlate_tokens.py
 OPERATIONS := tests/flows/test_operations.py
-FAN_OUT := tests/flows/test_fan_out.py tests/flows/test_fan_out_futures.py
+FAN_OUT := tests/flows/test_fan_out.py
 POSTGRES := tests/flows/test_postgres.py
-CLUSTER := tests/flows/test_compose_lab.py tests/flows/test_kubernetes_pools.py
+CLUSTER := tests/flows/test_compose_lab.py tests/flows/test_kubernetes_pools.py tests/flows/test_fan_out_futures.py
 OWN_TARGET := tests/flows tests/browser tests/peers tests/vllm tests/benchmarks tests/audit tests/docs
 OTHER_FLOWS := $(TRAINING_FLOWS) $(MODEL_FLOWS) $(INTERRUPTIONS) $(SERVING) $(TOKENS) $(OPERATIONS) $(KILLS) $(RETRIES) $(STORAGE) $(FAN_OUT) $(POSTGRES) $(CLUSTER)
 
@@ -62,7 +62,7 @@ test-fan-out: .venv/.installed ## steps in the processes of a Dask cluster, whos
 test-postgres: .venv/.installed ## a Prefect server on PostgreSQL; skipped where that is not installed
 	$(RUN) -m pytest -m slow $(POSTGRES)
 
-test-cluster: .venv/.installed ## the services of docker/compose.yaml as processes, and pools for Kubernetes, on a real server
+test-cluster: .venv/.installed ## the services of docker/compose.yaml as processes, pools for Kubernetes, what becomes of tasks on Dask
 	$(RUN) -m pytest -m slow $(CLUSTER)
 
 test-health: .venv/.installed ## absorption, sparse probing and layer health on a real model
