@@ -17,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from scipy import stats  # noqa: E402
 
 from saeinterp.artifacts import Artifact, ArtifactStore  # noqa: E402
 from saeinterp.config import CaptureConfig, CorpusConfig, LaunchConfig, SubjectConfig, TrainingConfig  # noqa: E402
+from saeinterp.config.base import Split  # noqa: E402
 from saeinterp.enrichment import associate  # noqa: E402
 from saeinterp.latents import cache_latents  # noqa: E402
 from saeinterp.report import write_report  # noqa: E402
@@ -75,15 +76,17 @@ class Lab:
         config = CorpusConfig.model_validate({"context_length": 128, "max_tokens": limits})
         return build_corpus(self.subject, config=config, store=self.store)
 
-    def capture(self, tokens: int, layers: int, store: ArtifactStore) -> Artifact:
+    def capture(
+        self, tokens: int, layers: int, store: ArtifactStore, splits: Sequence[Split] = ("train", "health")
+    ) -> Artifact:
         config = CaptureConfig(hookpoints=LAYERS[-layers:])  # the deepest is always the same
         corpus = self.corpus(tokens)
-        return collect_activations(self.subject, corpus, config=config, splits=("train", "health"), store=store)
+        return collect_activations(self.subject, corpus, config=config, splits=splits, store=store)
 
     def activations(self, tokens: int, layers: int) -> Artifact:
         key = (tokens, layers)
         if key not in self._activations:
-            self._activations[key] = self.capture(tokens, layers, self.store)
+            self._activations[key] = self.capture(tokens, layers, self.store, ("train", "health", "explain", "score"))
         return self._activations[key]
 
     def train(self, tokens: int, layers: int, latents: int, store: ArtifactStore) -> dict[str, Artifact]:
